@@ -1,0 +1,10 @@
+//! RAFS metadata, v5 and v6: layouts, bounds-checked readers, read plans, and the writer.
+//!
+//! Rooms:
+//!
+//! * [`fs`]: the instance, a read-only file system over one mapped bootstrap.
+//!
+//! This crate must not know tokio, HTTP, virtio or Kata.
+#![allow(clippy::todo, missing_docs)] // interface skeleton; removed with the implementation
+
+pub mod fs;
