@@ -15,4 +15,5 @@
 #![allow(clippy::todo, missing_docs)] // interface skeleton; removed with the implementation
 
 pub mod chunk;
+pub mod config;
 pub mod store;

@@ -3,11 +3,13 @@
 //! A lookup is one atomic load and never waits. A fetch returns at once and calls back, once, from a
 //! thread of the store, when every chunk asked for is resident, or with the reason why one is not.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::chunk::BlobDescription;
+pub use crate::config::{CacheConfig, SourceConfig, StoreOptions};
 
 /// Who asks. Lower values go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +47,24 @@ pub type Completion = Box<dyn FnOnce(Result<Held, FetchError>) + Send>;
 
 /// The chunk store of a process: cache directories, network runtime, budgets.
 pub struct Store {}
+
+impl Store {
+    /// Starts the threads of a store.
+    pub fn new(_options: StoreOptions) -> io::Result<Self> {
+        todo!()
+    }
+
+    /// Opens a blob: its cache file and residency map, no network. Mounts that name the same blob id, source and
+    /// cache directory share one.
+    pub fn open_blob(
+        &self,
+        _description: BlobDescription,
+        _source: &SourceConfig,
+        _cache: &CacheConfig,
+    ) -> Result<Arc<Blob>, FetchError> {
+        todo!()
+    }
+}
 
 /// One blob, opened: a cache file with its residency map, and a source to fill it from.
 /// Shared by all mounts that use the same blob from the same cache directory and source.
