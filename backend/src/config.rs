@@ -89,7 +89,11 @@ impl CacheConfig {
 
     /// A cache in `dir` with defaults for the rest.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), amplify: Self::AMPLIFY, quota: None }
+        Self {
+            dir: dir.into(),
+            amplify: Self::AMPLIFY,
+            quota: None,
+        }
     }
 }
 
