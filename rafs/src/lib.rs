@@ -2,9 +2,11 @@
 //!
 //! Rooms:
 //!
+//! * [`layout`]: structures on disk and what one field allows by itself; no logic.
 //! * [`fs`]: the instance, a read-only file system over one mapped bootstrap.
 //!
 //! This crate must not know tokio, HTTP, virtio or Kata.
 #![allow(clippy::todo, missing_docs)] // interface skeleton; removed with the implementation
 
 pub mod fs;
+pub mod layout;
