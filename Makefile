@@ -1,0 +1,75 @@
+# What this project can do on a Debian machine with Rust. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+DESTDIR ?=
+PREFIX ?= /usr/local
+RELEASE := target/release
+
+# A C compiler builds zstd's library; the rest is for guests: the emulator, the tools that make container trees.
+PACKAGES_BUILD := gcc libc6-dev
+PACKAGES_GUEST := qemu-system-x86 debootstrap xz-utils zstd
+# For building the peers that benchmarks compare with.
+PACKAGES_PEERS := libcap-ng-dev libseccomp-dev pkg-config make perl
+
+# cargo-nextest runs tests side by side and sums them up in one place; plain cargo runs the same ones.
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+ifeq ($(NEXTEST),yes)
+RUN_TESTS = $(CARGO) nextest run
+ONLY_IGNORED = --run-ignored only
+else
+RUN_TESTS = $(CARGO) test
+ONLY_IGNORED = -- --ignored
+endif
+
+.PHONY: help
+help: ## List what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: build
+build: packages-build ## Build rafsd and rafs, optimised, into target/release
+	$(CARGO) build --release --bins
+
+.PHONY: demo
+demo: packages-build packages-guest ## Show a guest running a program from a lazily loaded image, against downloading it first
+	$(CARGO) build --release --bins
+	$(CARGO) build --release --package rafsd-guest --bin demo
+	$(RELEASE)/demo
+
+.PHONY: test
+test: packages-build packages-guest ## Check formatting and lints and run all tests, with real guests (10 minutes on two cores)
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(RUN_TESTS) --workspace
+
+.PHONY: test-guest-full
+test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
+	$(RUN_TESTS) --package rafsd --package rafsd-guest $(ONLY_IGNORED)
+
+.PHONY: peers
+peers: packages-build ## Build virtiofsd and nydusd, which benchmarks compare with, into target/peers
+	tests/guest/packages $(PACKAGES_PEERS)
+	$(CARGO) install --locked --root target/peers virtiofsd
+	$(CARGO) install --locked --root target/peers nydus-rs --features virtiofs
+
+.PHONY: install
+install: build ## Install rafsd and rafs below PREFIX (/usr/local)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/rafsd $(RELEASE)/rafs
+
+.PHONY: clean
+clean: ## Remove all that was built, with the prepared guests
+	rm -rf target
+
+.PHONY: packages
+packages: packages-build packages-guest ## Install the Debian packages that building and testing need
+
+.PHONY: packages-build
+packages-build:
+	@tests/guest/packages $(PACKAGES_BUILD)
+
+.PHONY: packages-guest
+packages-guest:
+	@tests/guest/packages $(PACKAGES_GUEST)
