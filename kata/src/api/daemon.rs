@@ -1,0 +1,92 @@
+//! The daemon itself: information, log level, life cycle.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::reply::Reply;
+use super::request::Call;
+use crate::control::{Control, ControlError, MountInfo, State, Version};
+
+#[derive(Serialize)]
+struct DaemonInfo {
+    version: Version,
+    id: Option<String>,
+    supervisor: Option<String>,
+    state: State,
+    backend_collection: Option<BTreeMap<String, MountInfo>>,
+}
+
+impl DaemonInfo {
+    fn of(control: &dyn Control, mounts: Option<BTreeMap<String, MountInfo>>) -> Self {
+        Self {
+            version: control.version(),
+            id: control.id(),
+            supervisor: control.supervisor(),
+            state: control.state(),
+            backend_collection: mounts,
+        }
+    }
+}
+
+pub(super) fn info(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
+    Reply::json(&DaemonInfo::of(control, Some(control.mounts())))
+}
+
+/// Generation 2 of the API is about blobs; it knows no mounts.
+pub(super) fn info_v2(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
+    Reply::json(&DaemonInfo::of(control, None))
+}
+
+#[derive(Deserialize)]
+struct DaemonConfig {
+    log_level: String,
+}
+
+const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
+
+pub(super) fn configure(control: &dyn Control, call: &Call) -> Result<Reply, ControlError> {
+    let DaemonConfig { log_level } = call.json()?;
+    if !LEVELS.contains(&log_level.as_str()) {
+        return Err(ControlError::failed(format!(
+            "Configure: log_level is {log_level:?}, allowed is one of {}",
+            LEVELS.join(", ")
+        )));
+    }
+    control.set_log_level(&log_level)?;
+    Ok(Reply::nothing())
+}
+
+pub(super) fn events(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
+    Reply::json(&control.events())
+}
+
+pub(super) fn superblock(control: &dyn Control, call: &Call) -> Result<Reply, ControlError> {
+    Reply::json(&control.superblock(&call.required("mountpoint")?)?)
+}
+
+pub(super) fn start(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
+    control.start()?;
+    Ok(Reply::nothing())
+}
+
+pub(super) fn exit(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
+    control.exit()?;
+    Ok(Reply::nothing())
+}
+
+/// Handing a FUSE device over is not what a vhost-user daemon can do; clients only warn.
+pub(super) fn send_fd(_: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
+    Err(ControlError::unsupported(
+        "a vhost-user daemon has no FUSE device to hand over",
+    ))
+}
+
+pub(super) fn take_over(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
+    match control.state() {
+        State::Init => Err(ControlError::unsupported(
+            "a vhost-user daemon takes no FUSE device over",
+        )),
+        state => Err(ControlError::unexpected_event("Takeover", state, State::Init)),
+    }
+}

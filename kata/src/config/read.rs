@@ -1,0 +1,107 @@
+//! From text to typed values, with errors that say where.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::ConfigError;
+
+/// Reads a `T` from `value`, which stands at `at` (empty for the top).
+pub(super) fn read<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ConfigError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let inner = error.path().to_string();
+        let reason = error.into_inner().to_string();
+        // Of a missing field serde knows the name, and its path ends at the object that lacks it.
+        let missing = reason
+            .strip_prefix("missing field `")
+            .and_then(|rest| rest.split('`').next());
+        let parts = [
+            at,
+            if inner == "." { "" } else { &inner },
+            missing.unwrap_or_default(),
+        ];
+        let field = parts
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(".");
+        ConfigError::Field { field, reason }
+    })
+}
+
+/// What a text holds, whichever syntax it is in.
+pub(super) enum Syntax {
+    /// A JSON value.
+    Json(Value),
+    /// A TOML document.
+    Toml(Value),
+}
+
+/// Parses `text` as JSON, or else as TOML. Error texts give the place and the reason, and never the text
+/// itself, which is full of secrets.
+pub(super) fn parse(text: &str) -> Result<Syntax, ConfigError> {
+    let json = match serde_json::from_str::<Value>(text) {
+        Ok(value) => return Ok(Syntax::Json(without_nulls(value))),
+        Err(error) => error,
+    };
+    let looks_like_json = text.trim_start().starts_with('{');
+    match toml::from_str::<Value>(text) {
+        Ok(value) => Ok(Syntax::Toml(value)),
+        Err(error) if !looks_like_json => Err(ConfigError::Syntax {
+            format: "TOML",
+            reason: format!("{} {}", error.message(), place(text, error.span())),
+        }),
+        Err(_) => Err(ConfigError::Syntax {
+            format: "JSON",
+            reason: json.to_string(),
+        }),
+    }
+}
+
+/// `at line 3 column 7`.
+fn place(text: &str, span: Option<std::ops::Range<usize>>) -> String {
+    let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.len() - before.rfind('\n').map_or(0, |at| at + 1) + 1;
+    format!("at line {line} column {column}")
+}
+
+/// Go clients write `null` for what they leave out; it means the same here.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(members) => Value::Object(
+            members
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(key, value)| (key, without_nulls(value)))
+                .collect(),
+        ),
+        Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
+}
+
+/// Adds the paths of those keys of `given` that `known` does not have. `known` is the same configuration
+/// written out again with every key there is, so what is not in it was not understood.
+pub(super) fn unknown_keys(given: &Value, known: &Value, at: &str, unknown: &mut Vec<String>) {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (key, value) in given {
+                let path = if at.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{at}.{key}")
+                };
+                match known.get(key) {
+                    Some(known) => unknown_keys(value, known, &path, unknown),
+                    None => unknown.push(path),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            for (index, (given, known)) in given.iter().zip(known).enumerate() {
+                unknown_keys(given, known, &format!("{at}[{index}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
