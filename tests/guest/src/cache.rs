@@ -8,8 +8,8 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, flock};
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, XattrFlags, flock, removexattr, setxattr};
 
 /// A directory of prepared things, by default `target/guest/` of this workspace.
 #[derive(Clone, Debug)]
@@ -98,4 +98,28 @@ pub fn name_ends_with(path: &Path, end: &str) -> bool {
     path.file_name()
         .and_then(OsStr::to_str)
         .is_some_and(|name| name.ends_with(end))
+}
+
+/// A directory for files of one run, removed when it is dropped, on a file system that can hold the writable layer of
+/// a guest's container: one that takes `trusted.overlay.*` attributes, which needs root and refuses an overlay.
+pub fn scratch(cache: &Cache) -> Result<tempfile::TempDir> {
+    let mut refusals = String::new();
+    for parent in [cache.directory(), &std::env::temp_dir(), Path::new("/dev/shm")] {
+        let directory = tempfile::Builder::new().prefix("run-").tempdir_in(parent)?;
+        match setxattr(
+            directory.path(),
+            "trusted.overlay.opaque",
+            b"y",
+            XattrFlags::empty(),
+        ) {
+            Ok(()) => {
+                removexattr(directory.path(), "trusted.overlay.opaque")?;
+                return Ok(directory);
+            }
+            Err(error) => refusals.push_str(&format!("\n{}: {error}", parent.display())),
+        }
+    }
+    bail!(
+        "nowhere to put a container's writable layer, trusted.overlay.* attributes are refused (root?):{refusals}"
+    )
 }

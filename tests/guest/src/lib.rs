@@ -9,6 +9,8 @@
 //! * [`guest`]: a running guest: boot, commands, stop and continue, kill
 //! * [`console`]: the host's half of the conversation with the agent
 //! * [`daemon`]: a `rafsd` process and its administration API
+//! * [`registry`]: a `rafs serve` process and what it was asked for
+//! * [`image`]: images built with `rafs build`, and trees to build them from
 //!
 //! Nothing here knows how `rafsd` works inside: it uses the command line, the sockets and the API, as a runtime does.
 
@@ -18,9 +20,13 @@ pub mod cpio;
 pub mod daemon;
 pub mod debian;
 pub mod guest;
+pub mod image;
 pub mod initrd;
 pub mod kernel;
+pub mod registry;
 
 pub use cache::Cache;
 pub use daemon::Daemon;
 pub use guest::{Boot, Guest};
+pub use image::Image;
+pub use registry::Registry;

@@ -1,0 +1,195 @@
+//! A sandbox as Kata Containers makes it: one `rafsd`, one guest, one tag; `/containers` for what containers write and
+//! `/rafs/<container>/lowerdir` for each image.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rafsd_guest::{Boot, Daemon, Guest, Image};
+use serde_json::Value;
+
+/// Where the guest has the device.
+const SHARED: &str = "/run/kata-containers/shared";
+
+/// A container's names.
+pub struct Container {
+    name: &'static str,
+}
+
+impl Container {
+    pub fn named(name: &'static str) -> Self {
+        Self { name }
+    }
+
+    fn mountpoint(&self) -> String {
+        format!("/rafs/{}/lowerdir", self.name)
+    }
+
+    fn root(&self) -> String {
+        format!("{SHARED}/containers/{}/rootfs", self.name)
+    }
+}
+
+pub struct Sandbox {
+    daemon: Daemon,
+    guest: Option<Guest>,
+    /// The host's side of `/containers`.
+    containers: PathBuf,
+}
+
+impl Sandbox {
+    /// Starts the daemon and mounts `/containers`.
+    pub fn prepare(rafsd: &Path, directory: &Path) -> Result<Self> {
+        let containers = directory.join("containers");
+        fs::create_dir_all(&containers)?;
+        let daemon = Daemon::start(rafsd)?;
+        daemon.mount_passthrough("/containers", &containers)?;
+        Ok(Self {
+            daemon,
+            guest: None,
+            containers,
+        })
+    }
+
+    /// Mounts a container's image through the API and returns how long that took.
+    pub fn mount_image(&self, container: &Container, image: &Image, config: &Value) -> Result<Duration> {
+        let start = Instant::now();
+        self.daemon
+            .mount_image(&container.mountpoint(), &image.bootstrap, config)?;
+        Ok(start.elapsed())
+    }
+
+    /// Boots the guest and mounts the device in it.
+    pub fn boot(&mut self, boot: &Boot) -> Result<Duration> {
+        let start = Instant::now();
+        let mut guest = boot.clone().device(&self.daemon.socket()).start()?;
+        let elapsed = start.elapsed();
+        guest.mount_device()?;
+        self.guest = Some(guest);
+        Ok(elapsed)
+    }
+
+    fn guest(&mut self) -> Result<&mut Guest> {
+        self.guest.as_mut().context("the guest is not booted")
+    }
+
+    /// Puts the container together on its mounted image and runs the command in it: its output and the time of both.
+    pub fn run(&mut self, container: &Container, command: &str) -> Result<(String, Duration)> {
+        let lower = format!("{SHARED}{}", container.mountpoint());
+        self.run_on(&lower, container, command)
+    }
+
+    /// The directory of the host into which a container's image is unpacked.
+    pub fn unpacked(&self, container: &Container) -> Result<PathBuf> {
+        let directory = self.containers.join(container.name).join("lower");
+        fs::create_dir_all(&directory)?;
+        Ok(directory)
+    }
+
+    /// The same as [`Sandbox::run`] on the unpacked image.
+    pub fn run_unpacked(&mut self, container: &Container, command: &str) -> Result<(String, Duration)> {
+        let lower = format!("{SHARED}/containers/{}/lower", container.name);
+        self.run_on(&lower, container, command)
+    }
+
+    fn run_on(&mut self, lower: &str, container: &Container, command: &str) -> Result<(String, Duration)> {
+        let start = Instant::now();
+        for directory in ["snapshotdir/fs", "snapshotdir/work", "rootfs"] {
+            fs::create_dir_all(self.containers.join(container.name).join(directory))?;
+        }
+        let layer = format!("{SHARED}/containers/{}/snapshotdir", container.name);
+        let root = container.root();
+        let options = format!("lowerdir={lower},upperdir={layer}/fs,workdir={layer}/work,index=off");
+        let text = self.guest()?.check(&format!(
+            "mount -t overlay overlay -o {options} {root}\nchroot {root} /bin/sh -c {}",
+            quoted(command)
+        ))?;
+        Ok((text, start.elapsed()))
+    }
+
+    /// Creates, changes and deletes files in the container, and tells what the host then has in its writable layer.
+    pub fn write_and_look(&mut self, container: &Container) -> Result<Vec<String>> {
+        let root = container.root();
+        self.guest()?.check(&format!(
+            "chroot {root} /bin/sh -ec 'echo written in the guest >/root/note; echo changed >>/etc/issue; rm /etc/issue.net; sync'"
+        ))?;
+        let layer = self.containers.join(container.name).join("snapshotdir/fs");
+        let note = fs::read_to_string(layer.join("root/note")).context("the new file on the host")?;
+        ensure!(
+            note == "written in the guest\n",
+            "the new file holds {note:?} on the host"
+        );
+        let issue = fs::read_to_string(layer.join("etc/issue")).context("the changed file on the host")?;
+        ensure!(
+            issue.starts_with("Debian") && issue.ends_with("changed\n"),
+            "the changed file holds {issue:?}"
+        );
+        let deleted = fs::symlink_metadata(layer.join("etc/issue.net"))
+            .context("the deleted file's mark on the host")?;
+        let whiteout = deleted.file_type().is_char_device() && deleted.rdev() == 0;
+        ensure!(
+            whiteout,
+            "a deleted file of the image is not a whiteout on the host"
+        );
+        Ok(vec![
+            format!("/root/note      {:?}, new", note.trim()),
+            format!("/etc/issue      {} bytes, changed", issue.len()),
+            "/etc/issue.net  character device 0:0, the mark of a deleted file".to_owned(),
+        ])
+    }
+
+    /// Removes one container and its image while a program of the other keeps reading that one's image.
+    pub fn remove_during_use(&mut self, gone: &Container, kept: &Container) -> Result<()> {
+        let limit = Duration::from_secs(180);
+        let (gone_root, kept_root) = (gone.root(), kept.root());
+        let guest = self.guest()?;
+        let program = guest.start(
+            limit,
+            &format!("cd {kept_root}; rounds=0; until [ -e /run/enough ]; do chroot . sha256sum /bin/busybox >/run/sum || exit 1; echo $((rounds += 1)) >/run/rounds; done; cat /run/sum"),
+        )?;
+        guest.check("until [ -s /run/rounds ]; do usleep 10000; done")?;
+        guest.check(&format!("umount {gone_root}"))?;
+        self.daemon.unmount(&gone.mountpoint())?;
+
+        let guest = self.guest()?;
+        let there = guest.run(&format!("ls {SHARED}{}/usr", gone.mountpoint()))?;
+        ensure!(
+            there.status != 0,
+            "an image that was unmounted is still there:\n{}",
+            there.text
+        );
+        if !guest.is_running(&program) {
+            let ended = guest.finish(&program)?;
+            bail!(
+                "the program in the other container ended ({}): {}",
+                ended.status,
+                ended.text
+            );
+        }
+        guest.check("before=$(cat /run/rounds); until [ $(cat /run/rounds) -gt $((before + 1)) ]; do usleep 10000; done; touch /run/enough")?;
+        let done = guest.finish(&program)?;
+        ensure!(
+            done.status == 0,
+            "the program in the other container failed: {}",
+            done.text
+        );
+        Ok(())
+    }
+
+    /// Powers the guest off, ends the daemon and checks that it went well.
+    pub fn end(mut self) -> Result<()> {
+        if let Some(guest) = self.guest.take() {
+            guest.power_off()?;
+        }
+        let (status, _) = self.daemon.terminate()?;
+        ensure!(status.success(), "rafsd ended with {status}");
+        Ok(())
+    }
+}
+
+/// `text` as one word of a shell script.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
