@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The image tool: builds, shows and serves RAFS images.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rafsd::tool::main()
+}

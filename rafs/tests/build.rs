@@ -1,0 +1,427 @@
+//! Images made of directories: reproducible, complete, and as upstream makes them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use backend::chunk::{Compression, Digester};
+use rafsd_rafs::build::{BuildError, Options, Report, build_directory};
+use tempfile::TempDir;
+
+fn build(source: &Path, output: &Path, options: &Options) -> Report {
+    build_directory(source, output, options, &()).unwrap()
+}
+
+/// Every file below `directory` with its bytes.
+fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut pending = vec![directory.to_path_buf()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            if kind.is_dir() {
+                pending.push(path);
+            } else if kind.is_symlink() {
+                found.push((
+                    path.clone(),
+                    fs::read_link(&path)
+                        .unwrap()
+                        .into_os_string()
+                        .into_encoded_bytes(),
+                ));
+            } else {
+                found.push((path.clone(), fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The same below `a` and `b`, names relative.
+fn assert_same_output(a: &Path, b: &Path) {
+    let relative = |root: &Path| -> Vec<(PathBuf, Vec<u8>)> {
+        contents(root)
+            .into_iter()
+            .map(|(p, c)| (p.strip_prefix(root).unwrap().to_path_buf(), c))
+            .collect()
+    };
+    let (a, b) = (relative(a), relative(b));
+    let names = |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(p, _)| p.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    assert!(a == b, "same files, other bytes");
+}
+
+/// A tree without anything that needs privileges: odd names, links, repeated and sparse data, empty things.
+fn make_tree(root: &Path) {
+    let file = |name: &[u8], data: &[u8]| {
+        let path = root.join(std::ffi::OsStr::from_bytes(name));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, data).unwrap();
+    };
+    for name in [
+        b"!before-dot".as_slice(),
+        b" space",
+        b"new\nline",
+        b"not-utf8-\xff\xfe",
+        &[b'n'; 255],
+    ] {
+        file(&[b"names/", name].concat(), name);
+    }
+    file(b"empty", b"");
+    file(
+        b"text",
+        &b"all work and no play makes chunks compress well\n".repeat(5000),
+    );
+    file(
+        b"copy/of/text",
+        &b"all work and no play makes chunks compress well\n".repeat(5000),
+    );
+    let noise: Vec<u8> = (0..300_000_u64)
+        .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+        .collect();
+    file(b"noise", &noise);
+    fs::create_dir(root.join("empty-directory")).unwrap();
+    fs::hard_link(root.join("noise"), root.join("copy/hardlink")).unwrap();
+    symlink("../text", root.join("copy/symlink")).unwrap();
+    symlink("x".repeat(4095), root.join("long-symlink")).unwrap();
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    sparse.set_len(1 << 26).unwrap();
+    sparse.write_all_at(b"island", 0x180_0123).unwrap();
+    fs::set_permissions(root.join("text"), fs::Permissions::from_mode(0o4751)).unwrap();
+    for i in 0..400 {
+        file(format!("many/{i:040}").as_bytes(), b"the same");
+    }
+}
+
+#[test]
+fn the_same_tree_gives_the_same_bytes_with_any_number_of_threads() {
+    let directory = TempDir::new().unwrap();
+    let source = directory.path().join("source");
+    make_tree(&source);
+    for (name, chunk_size) in [("small", 0x1000), ("large", 0x10_0000)] {
+        let options = Options {
+            chunk_size,
+            ..Options::default()
+        };
+        let one = directory.path().join(name);
+        build(
+            &source,
+            &one,
+            &Options {
+                threads: 1,
+                ..options.clone()
+            },
+        );
+        for threads in [0, 2, 7] {
+            let other = directory.path().join(format!("{name}-{threads}"));
+            build(
+                &source,
+                &other,
+                &Options {
+                    threads,
+                    ..options.clone()
+                },
+            );
+            assert_same_output(&one, &other);
+        }
+    }
+}
+
+#[test]
+fn when_and_where_a_tree_was_unpacked_does_not_show() {
+    let directory = TempDir::new().unwrap();
+    let (a, b) = (directory.path().join("a"), directory.path().join("elsewhere/b"));
+    for root in [&a, &b] {
+        make_tree(root);
+        // Times below the root are the tree's own; only the root's is dropped.
+        for (path, _) in contents(root) {
+            set_mtime(&path);
+        }
+        let mut directories = vec![root.clone()];
+        while let Some(path) = directories.pop() {
+            let below = fs::read_dir(&path)
+                .unwrap()
+                .map(|e| e.unwrap())
+                .filter(|e| e.file_type().unwrap().is_dir());
+            directories.extend(below.map(|e| e.path()));
+            if path != *root {
+                set_mtime(&path);
+            }
+        }
+    }
+    build(&a, &directory.path().join("image-a"), &Options::default());
+    build(&b, &directory.path().join("image-b"), &Options::default());
+    assert_same_output(
+        &directory.path().join("image-a"),
+        &directory.path().join("image-b"),
+    );
+}
+
+fn set_mtime(path: &Path) {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    let time = Timespec {
+        tv_sec: 1_600_000_000,
+        tv_nsec: 123,
+    };
+    utimensat(
+        CWD,
+        path,
+        &Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .unwrap();
+}
+
+#[test]
+fn equal_chunks_are_stored_once_and_holes_cost_one_chunk() {
+    let directory = TempDir::new().unwrap();
+    let source = directory.path().join("source");
+    make_tree(&source);
+    let options = Options {
+        chunk_size: 0x1000,
+        compression: Compression::None,
+        ..Options::default()
+    };
+    let report = build(&source, &directory.path().join("image"), &options);
+    let blob = report.blob.unwrap();
+    assert!(report.chunk_references > u64::from(blob.chunk_count) + (1 << 26) / 0x1000);
+    assert!(
+        blob.size < 700_000,
+        "64 MiB of holes and a copied text take no room: {blob:?}"
+    );
+    let stored = fs::read(directory.path().join("image/blobs").join(&blob.id)).unwrap();
+    assert_eq!(stored.len() as u64, blob.size);
+    assert_eq!(
+        hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&stored)),
+        blob.id
+    );
+}
+
+#[test]
+fn a_tree_without_data_has_no_blob() {
+    let directory = TempDir::new().unwrap();
+    let source = directory.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("empty"), "").unwrap();
+    let report = build(&source, &directory.path().join("image"), &Options::default());
+    assert_eq!(report.blob, None);
+    assert_eq!(report.bootstrap_size, 8192);
+    assert_eq!(
+        fs::read_dir(directory.path().join("image/blobs"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn an_output_inside_the_source_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let error = build_directory(
+        directory.path(),
+        &directory.path().join("new/image"),
+        &Options::default(),
+        &(),
+    )
+    .unwrap_err();
+    assert!(matches!(error, BuildError::Options(_)), "{error}");
+    assert_eq!(
+        fs::read_dir(directory.path()).unwrap().count(),
+        0,
+        "nothing was created"
+    );
+}
+
+#[test]
+fn a_failed_build_names_the_path_and_leaves_no_file() {
+    let directory = TempDir::new().unwrap();
+    let source = directory.path().join("source");
+    fs::create_dir_all(source.join("deep")).unwrap();
+    fs::write(source.join("deep/file"), vec![1; 100_000]).unwrap();
+    struct Truncate(PathBuf);
+    impl rafsd_rafs::build::Progress for Truncate {
+        fn scan_done(&self) {
+            fs::write(&self.0, b"shorter").unwrap();
+        }
+    }
+    let output = directory.path().join("image");
+    let error = build_directory(
+        &source,
+        &output,
+        &Options::default(),
+        &Truncate(source.join("deep/file")),
+    )
+    .unwrap_err();
+    assert!(matches!(error, BuildError::Changed { .. }), "{error}");
+    assert!(error.to_string().contains("deep/file"), "{error}");
+    assert_eq!(
+        contents(&output),
+        [],
+        "neither bootstrap nor blob nor temporary file"
+    );
+}
+
+#[test]
+fn paths_longer_than_path_max_are_built() {
+    let directory = TempDir::new().unwrap();
+    let source = directory.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let name = "d".repeat(250);
+    let mut at = rustix::fs::open(&source, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+    for _ in 0..40 {
+        rustix::fs::mkdirat(&at, &name, 0o755.into()).unwrap();
+        at = rustix::fs::openat(
+            &at,
+            &name,
+            rustix::fs::OFlags::DIRECTORY,
+            rustix::fs::Mode::empty(),
+        )
+        .unwrap();
+    }
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+    rustix::io::write(
+        rustix::fs::openat(&at, "bottom", flags, 0o644.into()).unwrap(),
+        b"deep down",
+    )
+    .unwrap();
+    let report = build(&source, &directory.path().join("image"), &Options::default());
+    assert_eq!(report.names, 42);
+    assert_eq!(report.data_size, 9);
+    // `remove_dir_all` of the test's directory walks by descriptors as well.
+}
+
+fn shared() -> Option<PathBuf> {
+    let shared = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared"));
+    shared
+        .join("fixtures/make_tree.py")
+        .exists()
+        .then(|| shared.to_path_buf())
+}
+
+/// The tree that fixtures were made of; `None`, with a reason printed, where that is not possible.
+fn fixture_tree(name: &str, directory: &Path) -> Option<(PathBuf, PathBuf)> {
+    let Some(shared) = shared() else {
+        println!("skipped: ../shared is not there");
+        return None;
+    };
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: device nodes and owners need root");
+        return None;
+    }
+    let tree = directory.join("tree");
+    let made = Command::new("python3")
+        .arg(shared.join("fixtures/make_tree.py"))
+        .args(["build", name])
+        .arg(&tree)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some((shared, tree))
+}
+
+/// Where nothing is left to taste (no compression; no attribute pairs, which upstream writes in random order)
+/// the bytes are upstream's.
+#[test]
+fn blob_and_bootstrap_are_those_of_upstream() {
+    for (fixture, tree, chunk_size, compression, compare_bootstrap) in [
+        ("v6-none-sha256", "main", 0x1000, Compression::None, false),
+        ("v6-many", "many", 0x10_0000, Compression::Zstd, true),
+        ("v6-nodata", "nodata", 0x10_0000, Compression::Zstd, false),
+    ] {
+        let directory = TempDir::new().unwrap();
+        let Some((shared, source)) = fixture_tree(tree, directory.path()) else {
+            return;
+        };
+        let options = Options {
+            chunk_size,
+            compression,
+            digester: Digester::Sha256,
+            ..Options::default()
+        };
+        let image = directory.path().join("image");
+        build(&source, &image, &options);
+        let fixture = shared.join("fixtures/rafs").join(fixture);
+        let names = |path: &Path| -> BTreeSet<_> {
+            fs::read_dir(path)
+                .map(|d| d.map(|e| e.unwrap().file_name()).collect())
+                .unwrap_or_default()
+        };
+        assert_eq!(
+            names(&image.join("blobs")),
+            names(&fixture.join("blobs")),
+            "{}",
+            fixture.display()
+        );
+        let (ours, theirs) = (
+            fs::read(image.join("bootstrap")).unwrap(),
+            fs::read(fixture.join("bootstrap")).unwrap(),
+        );
+        assert_eq!(ours.len(), theirs.len());
+        assert!(!compare_bootstrap || ours == theirs, "{}", fixture.display());
+    }
+}
+
+/// Every attribute and every byte, by a reader that shares nothing with this crate.
+#[test]
+fn an_independent_reader_finds_the_whole_tree() {
+    for (fixture, tree, chunk_size, compression, digester) in [
+        (
+            "v6-lz4-blake3",
+            "main",
+            0x1000,
+            Compression::Lz4Block,
+            Digester::Blake3,
+        ),
+        (
+            "v6-zstd-64k",
+            "main",
+            0x1_0000,
+            Compression::Zstd,
+            Digester::Sha256,
+        ),
+        (
+            "v6-big-lz4",
+            "big",
+            0x10_0000,
+            Compression::Lz4Block,
+            Digester::Sha256,
+        ),
+    ] {
+        let directory = TempDir::new().unwrap();
+        let Some((shared, source)) = fixture_tree(tree, directory.path()) else {
+            return;
+        };
+        let image = directory.path().join("image");
+        build(
+            &source,
+            &image,
+            &Options {
+                chunk_size,
+                compression,
+                digester,
+                ..Options::default()
+            },
+        );
+        let checked = Command::new("python3")
+            .arg(shared.join("formats/rafsdump.py"))
+            .arg("verify")
+            .args([image.join("bootstrap"), image.join("blobs")])
+            .arg(shared.join("fixtures/rafs").join(fixture).join("expected.json"))
+            .output()
+            .unwrap();
+        assert!(
+            checked.status.success(),
+            "{}",
+            String::from_utf8_lossy(&checked.stdout)
+        );
+    }
+}
