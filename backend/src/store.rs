@@ -2,14 +2,42 @@
 //!
 //! A lookup is one atomic load and never waits. A fetch returns at once and calls back, once, from a
 //! thread of the store, when every chunk asked for is resident, or with the reason why one is not.
+//!
+//! A [`Blob`] is one image's view of a blob: its description, and the chunks that were verified against it. Behind
+//! it, views of the same blob from the same source and cache directory share the cache files and the flights of chunks, so that a chunk is fetched
+//! once, while each image still trusts its own digests only.
+//!
+//! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `plan` (which ranges to ask for), `budget` (who may ask now),
+//! `pool` (the decode threads).
 
+mod budget;
+mod fetch;
+mod index;
+mod plan;
+mod pool;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use parking_lot::Mutex;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::cache::{CacheFiles, Residency};
 use crate::chunk::BlobDescription;
 pub use crate::config::{CacheConfig, SourceConfig, StoreOptions};
+pub use crate::error::FetchError;
+use crate::source::Source;
+use crate::source::dir::Dir;
+use budget::Budget;
+use fetch::{Plan, Shared, Waiter};
+use index::IndexState;
+use pool::Pool;
 
 /// Who asks. Lower values go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,18 +48,6 @@ pub enum Priority {
     Hinted,
     /// The rest of the blob, when nothing else is to do.
     Background,
-}
-
-/// Why chunks could not be made resident.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("blob {blob_id}: {reason}")]
-pub struct FetchError {
-    /// The blob.
-    pub blob_id: String,
-    /// What failed, with the source's host, attempts and time spent; no secrets.
-    pub reason: String,
-    /// The deadline passed (the guest may retry with success later).
-    pub timed_out: bool,
 }
 
 /// Chunks that could not be cached (disk full, read-only cache) and are held in memory instead:
@@ -45,62 +61,221 @@ pub struct Held {
 /// Called once with the outcome of a fetch.
 pub type Completion = Box<dyn FnOnce(Result<Held, FetchError>) + Send>;
 
-/// The chunk store of a process: cache directories, network runtime, budgets.
-pub struct Store {}
+/// The chunk store of a process: cache directories, network runtime, budgets. Its threads live until the store and
+/// the last blob opened from it are dropped.
+pub struct Store {
+    engine: Arc<Engine>,
+}
+
+/// What blobs need of their store.
+pub(crate) struct Engine {
+    runtime: Option<Runtime>,
+    pool: Pool,
+    budget: Arc<Budget>,
+    sources: Mutex<HashMap<SourceConfig, KnownSource>>,
+    shared: Mutex<HashMap<SharedKey, Weak<Shared>>>,
+    lanes: AtomicU64,
+}
+
+/// Lane and source.
+type KnownSource = (u64, Weak<dyn Source>);
+
+/// Blob id, cache directory, lane of the source.
+type SharedKey = (String, PathBuf, u64);
 
 impl Store {
     /// Starts the threads of a store.
-    pub fn new(_options: StoreOptions) -> io::Result<Self> {
-        todo!()
+    pub fn new(options: StoreOptions) -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(options.net_threads.max(1))
+            .thread_name("net")
+            .enable_all()
+            .build()?;
+        let engine = Engine {
+            runtime: Some(runtime),
+            pool: Pool::new(options.decode_threads)?,
+            budget: Budget::new(options.memory, options.requests_per_source),
+            sources: Mutex::default(),
+            shared: Mutex::default(),
+            lanes: AtomicU64::new(0),
+        };
+        Ok(Self {
+            engine: Arc::new(engine),
+        })
     }
 
-    /// Opens a blob: its cache file and residency map, no network. Mounts that name the same blob id, source and
-    /// cache directory share one.
+    /// Opens a blob: its cache files, no network. A cache directory that can not be written is no error: the blob is
+    /// served uncached then.
     pub fn open_blob(
         &self,
-        _description: BlobDescription,
-        _source: &SourceConfig,
-        _cache: &CacheConfig,
+        description: BlobDescription,
+        source: &SourceConfig,
+        cache: &CacheConfig,
     ) -> Result<Arc<Blob>, FetchError> {
-        todo!()
+        let (lane, source) = self
+            .engine
+            .source(source)
+            .map_err(|error| FetchError::new(&description.id, error))?;
+        self.open(description, lane, source, cache)
+    }
+
+    /// Opens a blob of a source that the caller made. It shares nothing with other blobs but the store's limits.
+    pub fn open_blob_from(
+        &self,
+        description: BlobDescription,
+        source: Arc<dyn Source>,
+        cache: &CacheConfig,
+    ) -> Result<Arc<Blob>, FetchError> {
+        self.open(description, self.engine.new_lane(), source, cache)
+    }
+
+    fn open(
+        &self,
+        description: BlobDescription,
+        lane: u64,
+        source: Arc<dyn Source>,
+        cache: &CacheConfig,
+    ) -> Result<Arc<Blob>, FetchError> {
+        let id = description.id.clone();
+        // The id comes from an image and names files.
+        if id.is_empty() || id.len() > 200 || id.starts_with('.') || id.contains(['/', '\0']) {
+            return Err(FetchError::new(&id, "the id can not name a file"));
+        }
+        let key = (id.clone(), cache.dir.clone(), lane);
+        let mut all = self.engine.shared.lock();
+        all.retain(|_, shared| shared.strong_count() > 0);
+        let shared = match all
+            .get(&key)
+            .and_then(Weak::upgrade)
+            .filter(|shared| shared.fits(&description))
+        {
+            Some(shared) => shared,
+            None => {
+                let files = CacheFiles::open(cache, &description)
+                    .map_err(|error| FetchError::new(&id, format!("{error}: {}", error.source)))?;
+                let shared = Arc::new(Shared::new(
+                    Arc::clone(&self.engine),
+                    files,
+                    lane,
+                    source,
+                    &description,
+                ));
+                all.insert(key, Arc::downgrade(&shared));
+                shared
+            }
+        };
+        drop(all);
+        let blob = Arc::new(Blob {
+            residency: Residency::new(description.chunk_count),
+            generation: AtomicU64::new(0),
+            index: Mutex::new(IndexState::Unknown),
+            amplify: cache.amplify,
+            description,
+            shared,
+        });
+        blob.recall();
+        Ok(blob)
     }
 }
 
-/// One blob, opened: a cache file with its residency map, and a source to fill it from.
-/// Shared by all mounts that use the same blob from the same cache directory and source.
-pub struct Blob {}
+impl Engine {
+    fn runtime(&self) -> &Runtime {
+        // Taken by `drop` alone.
+        #[allow(clippy::expect_used)]
+        self.runtime
+            .as_ref()
+            .expect("the runtime lives as long as the engine")
+    }
+
+    fn new_lane(&self) -> u64 {
+        self.lanes.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The source that `config` describes; one for all blobs that name it.
+    fn source(&self, config: &SourceConfig) -> Result<(u64, Arc<dyn Source>), crate::error::SourceError> {
+        let mut sources = self.sources.lock();
+        sources.retain(|_, (_, source)| source.strong_count() > 0);
+        if let Some((lane, source)) = sources.get(config)
+            && let Some(source) = source.upgrade()
+        {
+            return Ok((*lane, source));
+        }
+        let source: Arc<dyn Source> = match config {
+            SourceConfig::Dir(config) => Arc::new(Dir::new(config.clone())?),
+            _ => {
+                return Err(crate::error::SourceError::new(
+                    crate::error::SourceErrorKind::Config,
+                    "source",
+                    "this type of source is not supported",
+                ));
+            }
+        };
+        let lane = self.new_lane();
+        sources.insert(config.clone(), (lane, Arc::downgrade(&source)));
+        Ok((lane, source))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // May happen on a thread of the runtime itself, which must not wait for its own end.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A number that is hard to guess and good enough to spread retries.
+pub(crate) fn random() -> u64 {
+    RandomState::new().hash_one(0u8)
+}
+
+/// One image's view of a blob: a cache file, the chunks in it that are this image's, and a source for the others.
+pub struct Blob {
+    description: BlobDescription,
+    residency: Residency,
+    generation: AtomicU64,
+    index: Mutex<IndexState>,
+    amplify: u32,
+    shared: Arc<Shared>,
+}
 
 impl Blob {
     /// What the blob was opened with.
     pub fn description(&self) -> &BlobDescription {
-        todo!()
+        &self.description
     }
 
     /// Whether chunk `index` is resident, that is complete and verified in the cache file.
-    pub fn is_resident(&self, _index: u32) -> bool {
-        todo!()
+    pub fn is_resident(&self, index: u32) -> bool {
+        self.residency.contains(index)
+    }
+
+    /// Number of resident chunks.
+    pub fn resident(&self) -> u32 {
+        self.residency.count()
     }
 
     /// Counts evictions. Read it before `is_resident` and after the data were read: if it changed,
     /// look up again, for the data may have been freed in between.
     pub fn generation(&self) -> u64 {
-        todo!()
+        self.generation.load(Ordering::Acquire)
     }
 
     /// The cache file: the uncompressed view of the blob, holes where chunks are absent.
     pub fn file(&self) -> BorrowedFd<'_> {
-        todo!()
+        self.shared.files.data()
     }
 
     /// Makes `chunks` resident. Returns at once; `done` is called exactly once, from another thread,
     /// by `deadline` at the latest. Dropping interest costs other waiters nothing.
-    pub fn fetch(
-        self: &Arc<Self>,
-        _chunks: &[u32],
-        _priority: Priority,
-        _deadline: Instant,
-        _done: Completion,
-    ) {
-        todo!()
+    pub fn fetch(self: &Arc<Self>, chunks: &[u32], priority: Priority, deadline: Instant, done: Completion) {
+        let waiter = Waiter::new(&self.description.id, chunks.len(), done);
+        waiter.limit(self.shared.engine.runtime().handle(), deadline);
+        self.plan(Plan {
+            chunks: chunks.to_vec(),
+            priority,
+            waiter,
+        });
     }
 }

@@ -1,0 +1,33 @@
+//! Where a blob's bytes come from.
+//!
+//! A [`Source`] reads byte ranges of blobs and knows nothing else: no chunks, no cache, no waiting readers. It makes
+//! one attempt; who retries, and for how long, is decided by the store, which knows the deadlines.
+
+pub mod dir;
+pub(crate) mod retry;
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use crate::error::SourceError;
+
+/// Takes the bytes of a range, in order, piece by piece as they arrive.
+pub type Sink<'a> = &'a mut (dyn FnMut(Bytes) + Send);
+
+/// Reads ranges of blobs. Shared by all blobs of a source.
+pub trait Source: Send + Sync {
+    /// Host or path, for messages.
+    fn host(&self) -> &str;
+
+    /// Reads `range` of blob `blob_id` into `sink`. `Ok` means that exactly the bytes of the range were delivered. After an error,
+    /// what was delivered before it is good and may be kept: the next attempt can start behind it. Ends within the time-outs
+    /// of the source's configuration. May be dropped at any await point.
+    fn read<'a>(
+        &'a self,
+        blob_id: &'a str,
+        range: Range<u64>,
+        sink: Sink<'a>,
+    ) -> BoxFuture<'a, Result<(), SourceError>>;
+}
