@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -92,6 +92,11 @@ impl Console {
                 self.tail()
             ),
         }
+    }
+
+    /// Forgets what has come, ahead of a reset of the machine.
+    pub fn forget(&self) {
+        self.shared.change(|state| state.finished.clear());
     }
 
     /// Starts a shell script in the guest. It is killed after `limit`.
@@ -188,27 +193,34 @@ fn read_answers(mut port: impl BufRead, shared: &Shared) {
     }
 }
 
+/// The next whole answer. What a reset cut off is skipped: only a head starts an answer, and ends one without an end.
 fn read_answer(port: &mut impl BufRead) -> Result<Option<(u64, Output)>> {
-    let mut line = String::new();
-    if port.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let ["=", id, status] = words.as_slice() else {
-        bail!("not the head of an answer: {line:?}")
-    };
-    let (id, status) = (id.parse()?, status.parse()?);
-    let mut encoded = String::new();
+    let mut answer: Option<(u64, i32, String)> = None;
     loop {
-        let mut line = String::new();
-        ensure!(port.read_line(&mut line)? != 0, "an answer without an end");
-        match line.trim_end() {
-            "." => break,
-            part => encoded.push_str(part),
+        let mut line = Vec::new();
+        if port.read_until(b'\n', &mut line)? == 0 {
+            return Ok(None);
+        }
+        let line = String::from_utf8_lossy(&line);
+        match (
+            line.split_whitespace().collect::<Vec<_>>().as_slice(),
+            &mut answer,
+        ) {
+            (["=", id, status], _) => answer = Some((id.parse()?, status.parse()?, String::new())),
+            (["."], Some((id, status, encoded))) => {
+                let text = String::from_utf8_lossy(&STANDARD.decode(encoded)?).into_owned();
+                return Ok(Some((
+                    *id,
+                    Output {
+                        status: *status,
+                        text,
+                    },
+                )));
+            }
+            ([part], Some((_, _, encoded))) => encoded.push_str(part),
+            _ => {}
         }
     }
-    let text = String::from_utf8_lossy(&STANDARD.decode(encoded)?).into_owned();
-    Ok(Some((id, Output { status, text })))
 }
 
 fn read_console(mut kernel: impl Read, shared: &Shared) {
@@ -235,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_read_one_by_one() {
+    fn answers_are_read_one_by_one_and_torn_ones_skipped() {
         let mut port: &[u8] = b"= 0 0\n.\n= 7 3\naGVs\nbG8=\n.\n";
         assert_eq!(
             read_answer(&mut port).unwrap(),
@@ -258,5 +270,17 @@ mod tests {
             ))
         );
         assert_eq!(read_answer(&mut port).unwrap(), None);
+
+        let mut torn: &[u8] = b"ZXI=\n.\n= 8 0\naGVs\n= 0 0\n.\n";
+        assert_eq!(
+            read_answer(&mut torn).unwrap(),
+            Some((
+                0,
+                Output {
+                    status: 0,
+                    text: String::new()
+                }
+            ))
+        );
     }
 }

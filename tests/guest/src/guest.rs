@@ -26,6 +26,9 @@ const PATIENCE_AT_BOOT: Duration = Duration::from_secs(300);
 /// For commands without a limit of their own.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Where guests mount the device, as Kata's agent does.
+pub const SHARED: &str = "/run/kata-containers/shared";
+
 /// The tag under which guests see the device.
 pub const TAG: &str = "kataShared";
 
@@ -118,7 +121,6 @@ impl Boot {
         command.args([
             "-display",
             "none",
-            "-no-reboot",
             "-machine",
             "pc",
             "-accel",
@@ -145,7 +147,7 @@ impl Boot {
             .arg(&self.initrd);
         command.args([
             "-append",
-            "console=ttyS0 quiet panic=-1 nokaslr mitigations=off nowatchdog rdinit=/init",
+            "console=ttyS0 quiet nokaslr mitigations=off nowatchdog rdinit=/init",
         ]);
         let socket = |name: &str| format!("socket,id={name},path={}", sockets.join(name).display());
         command.args(["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"]);
@@ -256,11 +258,10 @@ impl Guest {
         self.console.peek(ticket).is_none()
     }
 
-    /// Mounts the device at `/run/kata-containers/shared`, where Kata's agent has it too, and returns that path.
-    pub fn mount_device(&mut self) -> Result<&'static str> {
-        const AT: &str = "/run/kata-containers/shared";
-        self.check(&format!("mkdir -p {AT}; mount -t virtiofs {TAG} {AT}"))?;
-        Ok(AT)
+    /// Mounts the device at [`SHARED`].
+    pub fn mount_device(&mut self) -> Result<()> {
+        self.check(&format!("mkdir -p {SHARED}; mount -t virtiofs {TAG} {SHARED}"))
+            .map(drop)
     }
 
     /// What the kernel complained about so far: its console lines of level warning and worse.
@@ -277,6 +278,16 @@ impl Guest {
     /// Lets the virtual processors run again.
     pub fn cont(&mut self) -> Result<()> {
         self.monitor.execute("cont").map(drop)
+    }
+
+    /// Resets the machine in whatever it is doing, and returns when the guest takes commands again.
+    pub fn reset(&mut self) -> Result<()> {
+        self.console.forget();
+        self.monitor.execute("system_reset")?;
+        match self.console.wait_for_agent(PATIENCE_AT_BOOT)? {
+            None => Ok(()),
+            Some(end) => bail!("{end:?} after a reset: {}", self.complaint()),
+        }
     }
 
     /// Kills QEMU, as a crash or an impatient runtime would.

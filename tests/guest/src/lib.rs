@@ -10,6 +10,7 @@
 //! * [`console`]: the host's half of the conversation with the agent
 //! * [`daemon`]: a `rafsd` process and its administration API
 //! * [`registry`]: a `rafs serve` process and what it was asked for
+//! * [`sandbox`]: daemon, guest and containers put together as Kata does it
 //! * [`image`]: images built with `rafs build`, and trees to build them from
 //!
 //! Nothing here knows how `rafsd` works inside: it uses the command line, the sockets and the API, as a runtime does.
@@ -24,9 +25,11 @@ pub mod image;
 pub mod initrd;
 pub mod kernel;
 pub mod registry;
+pub mod sandbox;
 
 pub use cache::Cache;
 pub use daemon::Daemon;
 pub use guest::{Boot, Guest};
 pub use image::Image;
 pub use registry::Registry;
+pub use sandbox::{Container, Sandbox};

@@ -41,6 +41,9 @@ fn a_guest_boots_and_runs_commands_side_by_side() {
     guest
         .check("load erofs; load loop; load virtio_blk; grep -q erofs /proc/filesystems")
         .unwrap();
+    guest.check("touch /run/before-reset").unwrap();
+    guest.reset().unwrap();
+    guest.check("[ ! -e /run/before-reset ]").unwrap();
     guest.power_off().unwrap();
 }
 

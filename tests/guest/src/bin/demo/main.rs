@@ -6,7 +6,6 @@
 //! a second image mounted while the guest runs, the first taken away while the second is in use.
 
 mod packed;
-mod sandbox;
 mod table;
 
 use std::env;
@@ -19,10 +18,9 @@ use anyhow::{Context, Result, ensure};
 use rafsd_guest::cache::scratch;
 use rafsd_guest::image::{busybox_tree, python_tree};
 use rafsd_guest::registry::{Traffic, registry_config};
-use rafsd_guest::{Boot, Cache, Image, Registry};
+use rafsd_guest::{Boot, Cache, Container, Image, Registry, Sandbox};
 
 use packed::Packed;
-use sandbox::{Container, Sandbox};
 use table::Row;
 
 /// The registry answers every request this late.

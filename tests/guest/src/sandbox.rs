@@ -7,31 +7,38 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rafsd_guest::{Boot, Daemon, Guest, Image};
 use serde_json::Value;
 
-/// Where the guest has the device.
-const SHARED: &str = "/run/kata-containers/shared";
+use crate::guest::SHARED;
+use crate::{Boot, Daemon, Guest, Image};
 
 /// A container's names.
+#[derive(Clone, Copy, Debug)]
 pub struct Container {
     name: &'static str,
 }
 
 impl Container {
+    /// A container of this name.
+    #[must_use]
     pub fn named(name: &'static str) -> Self {
         Self { name }
     }
 
-    fn mountpoint(&self) -> String {
+    /// The mountpoint of its image, inside the tag.
+    #[must_use]
+    pub fn mountpoint(&self) -> String {
         format!("/rafs/{}/lowerdir", self.name)
     }
 
-    fn root(&self) -> String {
+    /// Its root in the guest.
+    #[must_use]
+    pub fn root(&self) -> String {
         format!("{SHARED}/containers/{}/rootfs", self.name)
     }
 }
 
+/// A daemon, and a guest once it is booted.
 pub struct Sandbox {
     daemon: Daemon,
     guest: Option<Guest>,
@@ -71,8 +78,26 @@ impl Sandbox {
         Ok(elapsed)
     }
 
-    fn guest(&mut self) -> Result<&mut Guest> {
+    /// The daemon.
+    #[must_use]
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// The guest; an error before [`Sandbox::boot`] and after it was taken.
+    pub fn guest(&mut self) -> Result<&mut Guest> {
         self.guest.as_mut().context("the guest is not booted")
+    }
+
+    /// Takes the guest out, to end it in some way of the caller's.
+    pub fn take_guest(&mut self) -> Result<Guest> {
+        self.guest.take().context("the guest is not booted")
+    }
+
+    /// The directory of the host that holds what the container writes.
+    #[must_use]
+    pub fn layer(&self, container: &Container) -> PathBuf {
+        self.containers.join(container.name).join("snapshotdir/fs")
     }
 
     /// Puts the container together on its mounted image and runs the command in it: its output and the time of both.
@@ -115,7 +140,7 @@ impl Sandbox {
         self.guest()?.check(&format!(
             "chroot {root} /bin/sh -ec 'echo written in the guest >/root/note; echo changed >>/etc/issue; rm /etc/issue.net; sync'"
         ))?;
-        let layer = self.containers.join(container.name).join("snapshotdir/fs");
+        let layer = self.layer(container);
         let note = fs::read_to_string(layer.join("root/note")).context("the new file on the host")?;
         ensure!(
             note == "written in the guest\n",
