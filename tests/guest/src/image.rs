@@ -21,30 +21,25 @@ pub struct Image {
     pub bootstrap: PathBuf,
     /// The data, each file named by its digest.
     pub blobs: Vec<PathBuf>,
+    /// The directory with the data.
+    pub directory: PathBuf,
 }
 
 impl Image {
-    /// Builds an image of `tree`. The output directory may hold other images already.
-    pub fn build(rafs: &Path, tree: &Path, directory: &Path) -> Result<Self> {
-        let before = if directory.exists() {
-            entries(directory)?
-        } else {
-            Vec::new()
-        };
+    /// Builds an image of `tree` into the directory `into`.
+    pub fn build(rafs: &Path, tree: &Path, into: &Path) -> Result<Self> {
         output(
             Command::new(rafs)
                 .arg("build")
                 .arg(tree)
                 .arg("--output")
-                .arg(directory),
+                .arg(into),
         )?;
-        let blobs = entries(directory)?
-            .into_iter()
-            .filter(|path| !before.contains(path) && is_digest(path))
-            .collect();
+        let (bootstrap, blobs) = (into.join("bootstrap"), into.join("blobs"));
         Ok(Self {
-            bootstrap: directory.join("bootstrap"),
-            blobs,
+            bootstrap,
+            blobs: entries(&blobs)?,
+            directory: blobs,
         })
     }
 
@@ -52,14 +47,6 @@ impl Image {
     pub fn size(&self) -> Result<u64> {
         self.blobs.iter().map(|blob| Ok(fs::metadata(blob)?.len())).sum()
     }
-}
-
-fn is_digest(path: &Path) -> bool {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    name.len() == 64 && name.bytes().all(|letter| letter.is_ascii_hexdigit())
 }
 
 /// A Debian system with Python.

@@ -9,6 +9,7 @@
 //! * [`guest`]: a running guest: boot, commands, stop and continue, kill
 //! * [`console`]: the host's half of the conversation with the agent
 //! * [`daemon`]: a `rafsd` process and its administration API
+//! * [`config`]: mount configurations as the snapshotter writes them
 //! * [`registry`]: a `rafs serve` process and what it was asked for
 //! * [`sandbox`]: daemon, guest and containers put together as Kata does it
 //! * [`image`]: images built with `rafs build`, and trees to build them from
@@ -16,6 +17,7 @@
 //! Nothing here knows how `rafsd` works inside: it uses the command line, the sockets and the API, as a runtime does.
 
 pub mod cache;
+pub mod config;
 pub mod console;
 pub mod cpio;
 pub mod daemon;

@@ -9,13 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::config::REPOSITORY;
 
-/// The repository that clients name; `rafs serve` answers for any.
-const REPOSITORY: &str = "demo/images";
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running registry. It is killed when this is dropped.
 pub struct Registry {
@@ -146,12 +144,6 @@ impl Registry {
         Ok(copied)
     }
 
-    /// The mount configuration, as the snapshotter writes it, for an image of this registry cached in `cache`.
-    #[must_use]
-    pub fn config(&self, cache: &Path) -> Value {
-        registry_config(self.address, cache)
-    }
-
     /// Stops it; its port is free afterwards.
     pub fn stop(mut self) -> Result<()> {
         self.process.kill()?;
@@ -165,28 +157,6 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The mount configuration for an image of the registry at `address`, whether anybody listens there or not.
-#[must_use]
-pub fn registry_config(address: SocketAddr, cache: &Path) -> Value {
-    json!({
-        "device": {
-            "id": "/demo",
-            "backend": {
-                "type": "registry",
-                "config": {
-                    "readahead": false, "scheme": "http", "host": address.to_string(), "repo": REPOSITORY,
-                    "proxy": {"fallback": false}, "timeout": 5, "connect_timeout": 5, "retry_limit": 2,
-                },
-            },
-            "cache": {"type": "blobcache", "config": {"work_dir": cache}},
-        },
-        "mode": "direct",
-        "digest_validate": true,
-        "enable_xattr": true,
-        "amplify_io": 1_048_576,
-    })
 }
 
 /// The number of bytes that a line of the request log says were sent.

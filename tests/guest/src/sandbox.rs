@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,7 +22,7 @@ pub struct Container {
 impl Container {
     /// A container of this name.
     #[must_use]
-    pub fn named(name: &'static str) -> Self {
+    pub const fn named(name: &'static str) -> Self {
         Self { name }
     }
 
@@ -208,9 +209,14 @@ impl Sandbox {
         if let Some(guest) = self.guest.take() {
             guest.power_off()?;
         }
-        let (status, _) = self.daemon.terminate()?;
+        let (status, _) = self.terminate()?;
         ensure!(status.success(), "rafsd ended with {status}");
         Ok(())
+    }
+
+    /// Ends the daemon, whatever the guest does: its exit status and how long it took.
+    pub fn terminate(self) -> Result<(ExitStatus, Duration)> {
+        self.daemon.terminate()
     }
 }
 

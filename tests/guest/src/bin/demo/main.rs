@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rafsd_guest::cache::scratch;
 use rafsd_guest::image::{busybox_tree, python_tree};
-use rafsd_guest::registry::{Traffic, registry_config};
-use rafsd_guest::{Boot, Cache, Container, Image, Registry, Sandbox};
+use rafsd_guest::registry::Traffic;
+use rafsd_guest::{Boot, Cache, Container, Image, Registry, Sandbox, config};
 
 use packed::Packed;
 use table::Row;
@@ -129,7 +129,7 @@ impl Demo {
     fn lazily_cold(&self, registry: &Registry, cache: &Path) -> Result<Row> {
         self.say("Cold: a sandbox with an empty cache");
         let mut sandbox = Sandbox::prepare(&self.rafsd, &self.directory.path().join("cold"))?;
-        let config = registry.config(cache);
+        let config = config::of_registry(registry.address(), cache);
         let before = registry.traffic()?;
         let python = Container::named("python");
         let mounting = sandbox.mount_image(&python, &self.python, &config)?;
@@ -193,7 +193,7 @@ impl Demo {
         self.say("Warm: the registry is stopped; a new sandbox with the cache of the first");
         let mut sandbox = Sandbox::prepare(&self.rafsd, &self.directory.path().join("warm"))?;
         let python = Container::named("python");
-        let config = registry_config(knocks.local_addr()?, cache);
+        let config = config::of_registry(knocks.local_addr()?, cache);
         let mounting = sandbox.mount_image(&python, &self.python, &config)?;
         self.boot(&mut sandbox)?;
         let (text, running) = sandbox.run(&python, COMMAND)?;
