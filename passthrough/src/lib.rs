@@ -1,1 +1,32 @@
-//! Placeholder.
+//! A host directory served as a FUSE file system.
+//!
+//! The crate answers FUSE operations on one directory tree of the host with plain system calls, good enough to be the
+//! writable layer of a guest's overlay, and leaves that tree under no circumstances. It knows nothing of virtio, of
+//! images or of the runtime: a caller hands it a decoded request and gets a value or an errno back.
+//!
+//! | room | job |
+//! |---|---|
+//! | `config` | what one mount may do: [`Options`], [`CachePolicy`] |
+//! | `fs` | [`PassthroughFs`], one file per family of operations below it |
+//! | `inode` | node ids, their host files and their lookup counts |
+//! | `handle` | open files and directories |
+//! | `ino` | inode numbers that stay unique over several host devices |
+//! | `name` | the only type of name that reaches a system call |
+//! | `credentials` | per-thread identity, umask and capabilities of one request |
+//! | `sys` | the crate's `unsafe` code and the calls that `rustix` lacks |
+//! | `error` | why a directory cannot be served |
+
+mod config;
+mod credentials;
+mod error;
+mod fs;
+mod handle;
+mod ino;
+mod inode;
+mod name;
+mod sys;
+
+pub use config::{CachePolicy, Options};
+pub use credentials::prepare_thread;
+pub use error::Error;
+pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};

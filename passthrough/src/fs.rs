@@ -1,0 +1,198 @@
+//! The file system: what a FUSE operation becomes on the host.
+//!
+//! Three rules hold everywhere below:
+//!
+//! * a file is reached from a descriptor, by at most one [`Name`](crate::name::Name), and no symbolic link is ever
+//!   followed on the guest's behalf;
+//! * the descriptors that stand for nodes are O_PATH: they cannot read, write or touch a device. Only regular files and
+//!   directories are ever opened for real, through `/proc/self/fd`, which reopens the very file and keeps the mount it
+//!   was found on;
+//! * a read-only mount is refused changes before any system call.
+
+mod attr;
+mod create;
+mod dir;
+mod file;
+mod lookup;
+mod ops;
+mod path;
+mod xattr;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuse_backend_rs::abi::fuse_abi::FsOptions;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+pub use attr::{Statx, Timestamp};
+pub use create::CreateExtras;
+pub(crate) use dir::DirStream;
+pub use file::IoctlReply;
+
+use crate::config::Options;
+use crate::error::Error;
+use crate::handle::HandleTable;
+use crate::ino::InodeNumbers;
+use crate::inode::{Inode, InodeFile, InodeTable};
+use crate::sys::errno;
+use lookup::Seen;
+use path::ProcFd;
+
+/// One directory tree of the host, served.
+///
+/// Node ids are below 2^40 and the root is 1. All methods may be called from any number of threads; each thread that
+/// calls them gets credentials and a umask of its own, see [`prepare_thread`](crate::prepare_thread).
+#[derive(Debug)]
+pub struct PassthroughFs {
+    options: Options,
+    /// What INIT settled, as `FsOptions` bits.
+    negotiated: AtomicU64,
+    inodes: InodeTable,
+    handles: HandleTable,
+    numbers: InodeNumbers,
+    proc: ProcFd,
+    /// The root opened for reading, for system calls that refuse O_PATH descriptors.
+    root_directory: OwnedFd,
+}
+
+impl PassthroughFs {
+    /// Opens the root and checks what the host offers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Root`] if the root is not a directory that can be opened, [`Error::Proc`] if `/proc/self/fd` is not
+    /// usable, [`Error::Kernel`] if the host kernel is older than 5.8.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let root_error = |source: io::Error| Error::Root {
+            path: options.root.clone(),
+            source,
+        };
+        let path_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root =
+            rustix::fs::open(&options.root, path_flags, Mode::empty()).map_err(|e| root_error(e.into()))?;
+        rustix::fs::openat2(&root, c".", path_flags, Mode::empty(), ResolveFlags::BENEATH).map_err(
+            |source| Error::Kernel {
+                call: "openat2",
+                source: source.into(),
+            },
+        )?;
+        let proc = ProcFd::open().map_err(Error::Proc)?;
+        let root_directory = rustix::fs::openat(
+            &root,
+            c".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| root_error(e.into()))?;
+        let seen = Seen::of(root.as_fd()).map_err(root_error)?;
+        let key = seen.key().ok_or_else(|| Error::Kernel {
+            call: "statx with STATX_MNT_ID",
+            source: errno(libc::ENOSYS),
+        })?;
+        Ok(PassthroughFs {
+            numbers: InodeNumbers::new(key.device),
+            inodes: InodeTable::new(key, InodeFile::Fd(root)),
+            handles: HandleTable::new(),
+            negotiated: AtomicU64::new(0),
+            proc,
+            root_directory,
+            options,
+        })
+    }
+
+    /// What this mount was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Number of nodes that the guest has looked up and not forgotten, the root included.
+    pub fn inode_count(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// Number of files and directories that the guest has open.
+    pub fn handle_count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// The INIT flags that this mount wants, of those in `capable`.
+    ///
+    /// Remembers them: of what is settled for the whole connection, the caller reports by calling this again.
+    fn negotiate(&self, capable: FsOptions) -> FsOptions {
+        let mut wanted = FsOptions::ASYNC_READ
+            | FsOptions::ATOMIC_O_TRUNC
+            | FsOptions::BIG_WRITES
+            | FsOptions::AUTO_INVAL_DATA
+            | FsOptions::ASYNC_DIO
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::MAX_PAGES
+            | FsOptions::HANDLE_KILLPRIV_V2;
+        if self.options.readdirplus {
+            wanted |= FsOptions::DO_READDIRPLUS | FsOptions::READDIRPLUS_AUTO;
+        }
+        if self.options.announce_submounts {
+            wanted |= FsOptions::SUBMOUNTS;
+        }
+        if self.options.writeback {
+            wanted |= FsOptions::WRITEBACK_CACHE;
+        }
+        if self.options.xattr && self.options.posix_acl {
+            wanted |= FsOptions::POSIX_ACL | FsOptions::DONT_MASK;
+        }
+        if self.options.locks {
+            wanted |= FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS;
+        }
+        let settled = wanted & capable;
+        self.negotiated.store(settled.bits(), Ordering::Relaxed);
+        settled
+    }
+
+    fn has(&self, option: FsOptions) -> bool {
+        self.negotiated.load(Ordering::Relaxed) & option.bits() != 0
+    }
+
+    /// Drops every node but the root and closes every handle: the guest is gone or starts afresh.
+    fn reset(&self) {
+        self.handles.clear();
+        self.inodes.clear();
+    }
+
+    /// The node `id`; ESTALE if the guest has forgotten it, or made it up.
+    fn inode(&self, id: u64) -> io::Result<Arc<Inode>> {
+        self.inodes.get(id).ok_or_else(|| errno(libc::ESTALE))
+    }
+
+    /// Refuses changes on a read-only mount.
+    fn writable(&self) -> io::Result<()> {
+        if self.options.read_only {
+            Err(errno(libc::EROFS))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Flushes the host file system on which node `inode` lies, as FUSE_SYNCFS asks.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE for an unknown node, else what the host's `syncfs` says.
+    pub fn syncfs(&self, inode: u64) -> io::Result<()> {
+        let inode = self.inode(inode)?;
+        if inode.id() == crate::inode::ROOT {
+            return Ok(rustix::fs::syncfs(&self.root_directory)?);
+        }
+        if !inode.is_directory() {
+            return Err(errno(libc::EINVAL));
+        }
+        let directory = self.open_directory(inode.as_fd())?;
+        Ok(rustix::fs::syncfs(directory)?)
+    }
+
+    /// Opens the directory `directory` itself for reading.
+    fn open_directory(&self, directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(rustix::fs::openat(directory, c".", flags, Mode::empty())?)
+    }
+}

@@ -1,0 +1,308 @@
+//! Open files: their data, their space, and what else a descriptor offers.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use fuse_backend_rs::abi::fuse_abi::{FsOptions, OpenOptions, WRITE_KILL_PRIV};
+use fuse_backend_rs::api::filesystem::{Context, ZeroCopyReader, ZeroCopyWriter};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+
+use super::PassthroughFs;
+use crate::credentials::WithoutFsetid;
+use crate::handle::Handle;
+use crate::inode::Inode;
+use crate::sys::{self, Transfer, errno};
+
+/// Most bytes that one COPY_FILE_RANGE reply can report: its count has 32 bits.
+const COPY_MAX: u64 = 0xffff_f000;
+
+/// Flags of a guest's open that the host's open gets. The rest is decided here or has been decided by the guest's
+/// kernel: creation and type flags, O_NONBLOCK, O_ASYNC, and O_APPEND, which is honoured write by write.
+const HONOURED: OFlags = OFlags::RWMODE
+    .union(OFlags::TRUNC)
+    .union(OFlags::SYNC)
+    .union(OFlags::DSYNC)
+    .union(OFlags::NOATIME);
+
+/// The answer to an ioctl: its result and the bytes it wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoctlReply {
+    /// Return value of the ioctl.
+    pub result: i32,
+    data: [u8; 28],
+    len: usize,
+}
+
+impl IoctlReply {
+    fn new(data: &[u8]) -> Self {
+        let mut reply = IoctlReply {
+            result: 0,
+            data: [0; 28],
+            len: data.len().min(28),
+        };
+        for (to, from) in reply.data.iter_mut().zip(data) {
+            *to = *from;
+        }
+        reply
+    }
+
+    /// What the ioctl wrote.
+    pub fn data(&self) -> &[u8] {
+        self.data.get(..self.len).unwrap_or(&[])
+    }
+}
+
+impl PassthroughFs {
+    /// What the host's open gets of the flags of a guest's.
+    pub(super) fn open_flags(&self, flags: u32) -> OFlags {
+        let asked = OFlags::from_bits_retain(flags);
+        let mut flags = asked & HONOURED | OFlags::CLOEXEC;
+        if self.options.allow_direct_io {
+            flags |= asked & OFlags::DIRECT;
+        }
+        if self.has(FsOptions::WRITEBACK_CACHE) && flags & OFlags::RWMODE == OFlags::WRONLY {
+            // The guest completes pages that it has written part of, which takes reading.
+            flags = (flags - OFlags::RWMODE) | OFlags::RDWR;
+        }
+        flags
+    }
+
+    /// What the guest is told of its cache when it opens a file.
+    pub(super) fn open_options(&self, flags: u32) -> OpenOptions {
+        let direct = self.options.cache.bypasses_page_cache()
+            || self.options.allow_direct_io && flags & libc::O_DIRECT as u32 != 0;
+        if direct {
+            OpenOptions::DIRECT_IO
+        } else if self.options.cache.keeps_data() {
+            OpenOptions::KEEP_CACHE
+        } else {
+            OpenOptions::empty()
+        }
+    }
+
+    /// Opens a node for real. Only regular files are: a guest's kernel opens special files itself, so whoever asks for
+    /// one here must not get the host's device.
+    pub(super) fn open_node(
+        &self,
+        node: &Inode,
+        flags: u32,
+        kill_privileges: bool,
+    ) -> io::Result<(u64, OpenOptions)> {
+        if node.is_directory() {
+            return Err(errno(libc::EISDIR));
+        }
+        if node.is_symlink() {
+            return Err(errno(libc::ELOOP));
+        }
+        if !node.is_regular() {
+            return Err(errno(libc::ENXIO));
+        }
+        let host_flags = self.open_flags(flags);
+        if host_flags & OFlags::RWMODE != OFlags::RDONLY || host_flags.contains(OFlags::TRUNC) {
+            self.writable()?;
+        }
+        let _guard = WithoutFsetid::when(kill_privileges && host_flags.contains(OFlags::TRUNC))?;
+        let file = match self.proc.reopen(node.as_fd(), host_flags) {
+            // A file that may only be appended to can only be opened that way.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && flags & libc::O_APPEND as u32 != 0 => {
+                self.proc.reopen(node.as_fd(), host_flags | OFlags::APPEND)?
+            }
+            other => other?,
+        };
+        Ok((
+            self.handles.insert(Handle::file(node.id(), file)),
+            self.open_options(flags),
+        ))
+    }
+
+    /// READ, straight into the guest's buffers.
+    pub(super) fn read_data(
+        &self,
+        inode: u64,
+        handle: u64,
+        into: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let handle = self.handles.get_file(handle, inode)?;
+        into.write_from(&mut Transfer::new(handle.as_fd(), 0), size as usize, offset)
+    }
+
+    /// WRITE, straight from the guest's buffers.
+    ///
+    /// `flags` are those of the guest's open file at this moment. O_APPEND, O_SYNC and O_DSYNC among them are passed on
+    /// with this one write, never set on the descriptor, which other requests are using.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn write_data(
+        &self,
+        inode: u64,
+        handle: u64,
+        from: &mut dyn ZeroCopyReader,
+        size: u32,
+        offset: u64,
+        delayed: bool,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<usize> {
+        self.writable()?;
+        let handle = self.handles.get_file(handle, inode)?;
+        let asked = OFlags::from_bits_retain(flags);
+        let mut per_write = 0;
+        // A delayed write comes from the guest's page cache, which knows where it belongs.
+        if asked.contains(OFlags::APPEND) && !delayed && !self.has(FsOptions::WRITEBACK_CACHE) {
+            per_write |= libc::RWF_APPEND;
+        }
+        if asked.contains(OFlags::SYNC) {
+            per_write |= libc::RWF_SYNC;
+        } else if asked.contains(OFlags::DSYNC) {
+            per_write |= libc::RWF_DSYNC;
+        }
+        let _guard = WithoutFsetid::when(fuse_flags & WRITE_KILL_PRIV != 0)?;
+        from.read_to(
+            &mut Transfer::new(handle.as_fd(), per_write),
+            size as usize,
+            offset,
+        )
+    }
+
+    /// FLUSH, sent at each close: reports what closing a descriptor would, such as a write that failed later.
+    pub(super) fn flush_handle(&self, inode: u64, handle: u64) -> io::Result<()> {
+        let handle = self.handles.get_file(handle, inode)?;
+        drop(rustix::io::dup(handle.as_fd())?);
+        Ok(())
+    }
+
+    /// FSYNC.
+    pub(super) fn sync_handle(&self, inode: u64, handle: u64, data_only: bool) -> io::Result<()> {
+        let handle = self.handles.get_any(handle, inode)?;
+        let sync = if data_only {
+            rustix::fs::fdatasync(handle.as_fd())
+        } else {
+            rustix::fs::fsync(handle.as_fd())
+        };
+        Ok(sync?)
+    }
+
+    /// FALLOCATE, all modes that the host's file system knows.
+    pub(super) fn allocate(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        self.writable()?;
+        let handle = self.handles.get_file(handle, inode)?;
+        // The request does not say whether the caller may keep set-id bits; user 0 may.
+        let _guard = WithoutFsetid::when(ctx.uid != 0)?;
+        Ok(rustix::fs::fallocate(
+            handle.as_fd(),
+            FallocateFlags::from_bits_retain(mode),
+            offset,
+            length,
+        )?)
+    }
+
+    /// LSEEK, which a guest sends for SEEK_DATA and SEEK_HOLE.
+    pub(super) fn seek(&self, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
+        let handle = self.handles.get_file(handle, inode)?;
+        let position = match i32::try_from(whence) {
+            Ok(libc::SEEK_SET) => SeekFrom::Start(offset),
+            Ok(libc::SEEK_END) => SeekFrom::End(offset as i64),
+            Ok(libc::SEEK_DATA) => SeekFrom::Data(offset),
+            Ok(libc::SEEK_HOLE) => SeekFrom::Hole(offset),
+            // The position of a descriptor that requests share means nothing.
+            _ => return Err(errno(libc::EINVAL)),
+        };
+        Ok(rustix::fs::seek(handle.as_fd(), position)?)
+    }
+
+    /// COPY_FILE_RANGE between two open files of this mount; returns the number of bytes copied.
+    ///
+    /// # Errors
+    ///
+    /// EBADF for handles that are not open on their nodes, EINVAL for flags, EROFS, and what the host's
+    /// `copy_file_range` says.
+    pub fn copy_file_range(
+        &self,
+        ctx: &Context,
+        (inode_in, handle_in, offset_in): (u64, u64, u64),
+        (inode_out, handle_out, offset_out): (u64, u64, u64),
+        length: u64,
+        flags: u64,
+    ) -> io::Result<usize> {
+        self.writable()?;
+        if flags != 0 {
+            return Err(errno(libc::EINVAL));
+        }
+        let source = self.handles.get_file(handle_in, inode_in)?;
+        let target = self.handles.get_file(handle_out, inode_out)?;
+        let (mut offset_in, mut offset_out) = (offset_in, offset_out);
+        let length = length.min(COPY_MAX) as usize;
+        let _guard = WithoutFsetid::when(ctx.uid != 0)?;
+        Ok(rustix::fs::copy_file_range(
+            source.as_fd(),
+            Some(&mut offset_in),
+            target.as_fd(),
+            Some(&mut offset_out),
+            length,
+        )?)
+    }
+
+    /// The ioctls that get and set inode flags (`chattr`) and extended flags (project ids); all others are ENOTTY.
+    ///
+    /// `input` is what the guest sent, `out_size` how much it takes back, both in bytes.
+    ///
+    /// # Errors
+    ///
+    /// ENOTTY, EINVAL for an argument of the wrong size, EBADF, EROFS, and what the host's file system says.
+    pub fn ioctl_inline(
+        &self,
+        _: &Context,
+        inode: u64,
+        handle: u64,
+        command: u32,
+        input: &[u8],
+        out_size: u32,
+    ) -> io::Result<IoctlReply> {
+        let handle = self.handles.get_any(handle, inode)?;
+        let wrong_size = || errno(libc::EINVAL);
+        match command {
+            sys::FS_IOC_GETFLAGS => {
+                let mut flags = [0; 4];
+                sys::inode_flags(handle.as_fd(), command, &mut flags)?;
+                let reply = IoctlReply::new(&flags);
+                if (out_size as usize) < reply.len {
+                    Err(wrong_size())
+                } else {
+                    Ok(reply)
+                }
+            }
+            sys::FS_IOC_SETFLAGS => {
+                self.writable()?;
+                let mut flags = *input.first_chunk::<4>().ok_or_else(wrong_size)?;
+                sys::inode_flags(handle.as_fd(), command, &mut flags)?;
+                Ok(IoctlReply::new(&[]))
+            }
+            sys::FS_IOC_FSGETXATTR => {
+                let mut flags = [0; 28];
+                sys::extended_flags(handle.as_fd(), command, &mut flags)?;
+                let reply = IoctlReply::new(&flags);
+                if (out_size as usize) < reply.len {
+                    Err(wrong_size())
+                } else {
+                    Ok(reply)
+                }
+            }
+            sys::FS_IOC_FSSETXATTR => {
+                self.writable()?;
+                let mut flags = *input.first_chunk::<28>().ok_or_else(wrong_size)?;
+                sys::extended_flags(handle.as_fd(), command, &mut flags)?;
+                Ok(IoctlReply::new(&[]))
+            }
+            _ => Err(errno(libc::ENOTTY)),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Extended attributes.
+//!
+//! They are read and written by way of `/proc/self/fd/N`: the calls that take a descriptor refuse O_PATH ones, and
+//! opening a file to read its attributes would be impossible for device nodes, fifos and symbolic links.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::AsFd;
+
+use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
+use rustix::fs::XattrFlags;
+
+use super::PassthroughFs;
+use super::path::FdText;
+use crate::inode::Inode;
+use crate::sys::errno;
+
+/// Longest value and longest list of names that Linux allows, in bytes.
+const VALUE_MAX: usize = 65_536;
+/// The attribute that holds a file's access ACL.
+const ACCESS_ACL: &CStr = c"system.posix_acl_access";
+
+impl PassthroughFs {
+    fn xattr_node(&self, inode: u64) -> io::Result<std::sync::Arc<Inode>> {
+        if !self.options.xattr {
+            return Err(errno(libc::EOPNOTSUPP));
+        }
+        self.inode(inode)
+    }
+
+    /// GETXATTR. `size` 0 asks for the length of the value.
+    pub(super) fn get_xattr(&self, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        let node = self.xattr_node(inode)?;
+        let path = FdText::absolute(node.as_fd())?;
+        if size == 0 {
+            let length = rustix::fs::getxattr_query(path.as_c_str(), name)?;
+            return Ok(GetxattrReply::Count(length as u32));
+        }
+        let mut value = vec![0; (size as usize).min(VALUE_MAX)];
+        let length = rustix::fs::getxattr(path.as_c_str(), name, value.as_mut_slice())?;
+        value.truncate(length);
+        Ok(GetxattrReply::Value(value))
+    }
+
+    /// LISTXATTR. `size` 0 asks for the length of the list.
+    pub(super) fn list_xattr(&self, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        let node = self.xattr_node(inode)?;
+        let path = FdText::absolute(node.as_fd())?;
+        if size == 0 {
+            let length = rustix::fs::listxattr_query(path.as_c_str())?;
+            return Ok(ListxattrReply::Count(length as u32));
+        }
+        let mut names = vec![0u8; (size as usize).min(VALUE_MAX)];
+        let length = rustix::fs::listxattr(path.as_c_str(), names.as_mut_slice())?;
+        names.truncate(length);
+        Ok(ListxattrReply::Names(names))
+    }
+
+    /// SETXATTR; with `kill_setgid` (FUSE_SETXATTR_ACL_KILL_SGID) the file loses its set-group-id bit, because the
+    /// caller sets an ACL on a file of a group that it is not in.
+    ///
+    /// # Errors
+    ///
+    /// EOPNOTSUPP where this mount or the host serves no such attribute, EROFS, and what the host says.
+    pub fn setxattr_with(
+        &self,
+        inode: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        kill_setgid: bool,
+    ) -> io::Result<()> {
+        self.writable()?;
+        let node = self.xattr_node(inode)?;
+        self.set_xattr_of(&node, name, value, flags)?;
+        if kill_setgid && name == ACCESS_ACL {
+            let mode = rustix::fs::fstat(node.as_fd())?.st_mode;
+            if mode & libc::S_ISGID != 0 {
+                self.change_mode(&node, mode & 0o7777 & !libc::S_ISGID)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_xattr_of(&self, node: &Inode, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
+        if value.len() > VALUE_MAX {
+            return Err(errno(libc::E2BIG));
+        }
+        let path = FdText::absolute(node.as_fd())?;
+        let flags = XattrFlags::from_bits(flags).ok_or_else(|| errno(libc::EINVAL))?;
+        Ok(rustix::fs::setxattr(path.as_c_str(), name, value, flags)?)
+    }
+
+    /// Puts security labels on a file that has just been made.
+    pub(super) fn label(&self, node: &Inode, labels: &[(&CStr, &[u8])]) -> io::Result<()> {
+        labels
+            .iter()
+            .try_for_each(|(name, value)| self.set_xattr_of(node, name, value, 0))
+    }
+
+    /// REMOVEXATTR.
+    pub(super) fn remove_xattr(&self, inode: u64, name: &CStr) -> io::Result<()> {
+        self.writable()?;
+        let node = self.xattr_node(inode)?;
+        let path = FdText::absolute(node.as_fd())?;
+        Ok(rustix::fs::removexattr(path.as_c_str(), name)?)
+    }
+}
