@@ -1,13 +1,14 @@
 //! The image tool: what `rafs` does, one room per subcommand.
 //!
 //! * [`build`]: a directory becomes an image.
-
+//! * [`serve`]: image directories as a read-only OCI registry, with faults on demand.
 //! * `progress`: a bar on a terminal, nothing elsewhere.
 //!
 //! Exit status: 0 when all is well, 1 when the work failed or a check found faults, 2 for a wrong command line.
 
 pub mod build;
 mod progress;
+pub mod serve;
 
 use std::process::ExitCode;
 
@@ -22,9 +23,12 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one, once
 enum Command {
     /// Make an image of a directory.
     Build(build::Arguments),
+    /// Serve images as a read-only OCI registry.
+    Serve(serve::Arguments),
 }
 
 /// Runs the tool with the process's arguments.
@@ -32,6 +36,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Build(arguments) => build::run(&arguments),
+        Command::Serve(arguments) => serve::run(arguments),
     };
     match outcome {
         Ok(code) => code,
