@@ -1,14 +1,14 @@
 //! A `rafs serve` process: the registry that images are loaded from, and the account of what it was asked for.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Take, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::config::REPOSITORY;
@@ -19,7 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Registry {
     process: Child,
     address: SocketAddr,
-    directory: TempDir,
+    /// Kept open: it may have more to say.
+    _stdout: BufReader<ChildStdout>,
+    /// Holds its log.
+    _directory: TempDir,
 }
 
 /// What a registry was asked for.
@@ -46,46 +49,48 @@ impl Registry {
     /// Serves the images in `images` on a free port of this host, each answer delayed by `latency`.
     pub fn start(rafs: &Path, images: &Path, latency: Duration) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("registry-").tempdir()?;
-        // Free a moment ago: the registry has it to itself in all but the unluckiest case, and then says so.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let log = fs::File::create(directory.path().join("log"))?;
-        let process = Command::new("setpriv")
+        let log = directory.path().join("log");
+        let mut process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
             .arg(rafs)
             .arg("serve")
             .arg(images)
             .args([
                 "--listen",
-                &address.to_string(),
+                "127.0.0.1:0",
                 "--latency",
                 &latency.as_millis().to_string(),
             ])
-            .arg("--request-log")
-            .arg(directory.path().join("requests"))
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&log)?)
             .spawn()
             .with_context(|| format!("start {}", rafs.display()))?;
-        let mut registry = Self {
-            process,
-            address,
-            directory,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(address).is_err() {
-            let said = || fs::read_to_string(registry.directory.path().join("log")).unwrap_or_default();
-            if let Some(status) = registry.process.try_wait()? {
-                bail!("rafs serve ended ({status}) and said:\n{}", said());
+        // It says where it listens, once it does.
+        let mut first = String::new();
+        let mut stdout = BufReader::new(
+            process
+                .stdout
+                .take()
+                .context("rafs serve has no standard output")?,
+        );
+        stdout.read_line(&mut first)?;
+        match first.trim().parse() {
+            Ok(address) => Ok(Self {
+                process,
+                address,
+                _stdout: stdout,
+                _directory: directory,
+            }),
+            Err(_) => {
+                let _ = process.kill();
+                let status = process.wait()?;
+                bail!(
+                    "rafs serve ended ({status}) and said:\n{first}{}",
+                    fs::read_to_string(log)?
+                )
             }
-            ensure!(
-                Instant::now() < deadline,
-                "rafs serve does not listen; it said:\n{}",
-                said()
-            );
-            thread::sleep(Duration::from_millis(2));
         }
-        Ok(registry)
     }
 
     /// Where it listens.
@@ -96,23 +101,40 @@ impl Registry {
 
     /// What it was asked for so far.
     pub fn traffic(&self) -> Result<Traffic> {
-        let path = self.directory.path().join("requests");
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let mut traffic = Traffic::default();
-        for line in text.lines() {
-            let bytes = bytes_sent(line).with_context(|| format!("not a line of a request log: {line:?}"))?;
-            traffic.requests += 1;
-            traffic.bytes += bytes;
-        }
-        Ok(traffic)
+        let mut body = String::new();
+        self.get("/_requests")?.read_to_string(&mut body)?;
+        let counts: Value = serde_json::from_str(&body)?;
+        let count = |name: &str| {
+            counts
+                .get(name)
+                .and_then(Value::as_u64)
+                .with_context(|| format!("no {name} in {body}"))
+        };
+        Ok(Traffic {
+            requests: count("requests")?,
+            bytes: count("bytes")?,
+        })
     }
 
     /// Fetches a whole blob in one request, as an image puller does, and writes it to `out`.
     pub fn download(&self, digest: &str, out: &mut impl Write) -> Result<u64> {
+        let mut body = self.get(&format!("/v2/{REPOSITORY}/blobs/sha256:{digest}"))?;
+        let length = body.limit();
+        let copied = std::io::copy(&mut body, out)?;
+        ensure!(
+            copied == length,
+            "blob sha256:{digest}: {copied} of {length} bytes came"
+        );
+        Ok(copied)
+    }
+
+    /// The body of a successful answer to a GET request.
+    fn get(&self, target: &str) -> Result<Take<BufReader<TcpStream>>> {
         let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         write!(
             stream,
-            "GET /v2/{REPOSITORY}/blobs/sha256:{digest} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            "GET {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
             self.address
         )?;
         let mut answer = BufReader::new(stream);
@@ -120,7 +142,7 @@ impl Registry {
         answer.read_line(&mut status)?;
         ensure!(
             status.split(' ').nth(1) == Some("200"),
-            "blob sha256:{digest}: {}",
+            "GET {target}: {}",
             status.trim()
         );
         let mut length = None;
@@ -129,19 +151,13 @@ impl Registry {
             answer.read_line(&mut line)?;
             match line.trim_end().split_once(':') {
                 Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = Some(value.trim().parse::<u64>()?);
+                    length = Some(value.trim().parse()?);
                 }
                 Some(_) => {}
                 None => break,
             }
         }
-        let length = length.context("the registry names no length")?;
-        let copied = std::io::copy(&mut answer.take(length), out)?;
-        ensure!(
-            copied == length,
-            "blob sha256:{digest}: {copied} of {length} bytes came"
-        );
-        Ok(copied)
+        Ok(answer.take(length.with_context(|| format!("GET {target}: no length"))?))
     }
 
     /// Stops it; its port is free afterwards.
@@ -157,9 +173,4 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The number of bytes that a line of the request log says were sent.
-fn bytes_sent(line: &str) -> Option<u64> {
-    line.split_whitespace().last()?.parse().ok()
 }
