@@ -1,16 +1,27 @@
 //! The instance: a read-only file system over one mapped bootstrap.
 //!
-//! Implements `fuse_backend_rs::api::filesystem::FileSystem<Inode = u64, Handle = u64>` for metadata.
-//! Reads go through [`RafsFs::read`], which never waits: it writes what is resident, or says what is absent.
+//! Implements `fuse_backend_rs::api::filesystem::FileSystem<Inode = u64, Handle = u64>` for metadata (in
+//! `fs/metadata.rs`). Reads go through [`RafsFs::read`], which never waits: it writes what is resident, or says what
+//! is absent.
+//!
+//! An image never changes, so nothing is locked and nothing is counted: every request decodes what it needs
+//! from the bootstrap, and all answers may be cached by the guest for ever.
 
-use std::io;
-use std::path::Path;
+mod metadata;
+mod read;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use backend::chunk::BlobDescription;
 use backend::store::{Blob, FetchError, Held};
-use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
+
+pub use crate::error::OpenError;
+use crate::error::{Damaged, Refused};
+use crate::image::Image;
+use crate::index::{Indexed, describe_blob};
+use crate::superblock::Superblock;
 
 /// How an instance is presented.
 #[derive(Clone, Debug, Default)]
@@ -19,14 +30,6 @@ pub struct Options {
     pub xattr: bool,
     /// Check the v5 digest tree at mount.
     pub validate: bool,
-}
-
-/// An image could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Skeleton.
-    #[error("{0}")]
-    Io(#[from] io::Error),
 }
 
 /// Chunks that a read needs and that are not resident.
@@ -39,7 +42,8 @@ pub struct Absent {
 pub enum ReadOutcome {
     /// So many bytes were written; fewer than asked for means end of file.
     Done(usize),
-    /// Nothing was written. Fetch these, then read again.
+    /// Fetch these, then read again from the start, into a fresh writer: nothing of what this one may have taken
+    /// counts (a chunk can be evicted while it is read).
     Absent(Absent),
 }
 
@@ -50,39 +54,71 @@ pub struct HeldChunks {
     pub blobs: Vec<(String, Held)>,
 }
 
+/// Damage is logged this often per mount; a guest can trigger it at will.
+const MAX_REPORTS: u32 = 32;
+
 /// A mounted RAFS image.
-pub struct RafsFs {}
+pub struct RafsFs {
+    indexed: Arc<Indexed>,
+    /// In the order of the blob table.
+    blobs: Vec<Arc<Blob>>,
+    options: Options,
+    path: PathBuf,
+    reports: AtomicU32,
+}
 
 impl RafsFs {
-    /// Maps and checks the bootstrap at `path` and opens each of its blobs with `open_blob`.
+    /// Opens and checks the bootstrap at `path`, or the one inside the blob at `path`, and opens each of its
+    /// blobs with `open_blob`. No network: only superblock and tables are read.
     pub fn open(
-        _path: &Path,
-        _options: Options,
-        _open_blob: &mut dyn FnMut(BlobDescription) -> Result<Arc<Blob>, FetchError>,
+        path: &Path,
+        options: Options,
+        open_blob: &mut dyn FnMut(BlobDescription) -> Result<Arc<Blob>, FetchError>,
     ) -> Result<Self, OpenError> {
-        todo!()
+        let refused = |error: Refused| error.at(path.to_owned());
+        let image = Image::open(path).map_err(refused)?;
+        let indexed = Arc::new(Indexed::new(image));
+        let mut blobs = Vec::with_capacity(indexed.image.superblock.blobs.len());
+        for (position, facts) in indexed.image.superblock.blobs.iter().enumerate() {
+            let description =
+                describe_blob(&indexed, position, facts).map_err(|error| refused(error.into()))?;
+            let blob = open_blob(description).map_err(|source| OpenError::Blob {
+                path: path.to_owned(),
+                source,
+            })?;
+            blobs.push(blob);
+        }
+        Ok(Self {
+            indexed,
+            blobs,
+            options,
+            path: path.to_owned(),
+            reports: AtomicU32::new(0),
+        })
     }
 
-    /// Reads `size` bytes at `offset` of `inode` into `w`. Memory and page cache only; no allocation when all is
-    /// resident, which is checked before the first byte is written.
-    pub fn read(
-        &self,
-        _inode: u64,
-        _offset: u64,
-        _size: u32,
-        _held: &HeldChunks,
-        _w: &mut dyn ZeroCopyWriter,
-    ) -> io::Result<ReadOutcome> {
-        todo!()
+    /// Local id of the root directory.
+    pub fn root(&self) -> u64 {
+        self.indexed.image.root()
     }
 
-    /// Starts fetching what a read found absent; `done` is called once, from a thread of the store.
-    pub fn fetch(
-        &self,
-        _absent: Absent,
-        _deadline: Instant,
-        _done: Box<dyn FnOnce(Result<HeldChunks, FetchError>) + Send>,
-    ) {
-        todo!()
+    /// What superblock and blob table say.
+    pub fn superblock(&self) -> &Superblock {
+        &self.indexed.image.superblock
+    }
+
+    /// The blobs, in the order of the blob table.
+    pub fn blobs(&self) -> &[Arc<Blob>] {
+        &self.blobs
+    }
+
+    /// Logs damage and turns it into an errno.
+    fn report(&self, damaged: Damaged) -> std::io::Error {
+        let reports = self.reports.load(Ordering::Relaxed);
+        if reports < MAX_REPORTS {
+            self.reports.store(reports + 1, Ordering::Relaxed);
+            tracing::warn!(image = %self.path.display(), error = %damaged, "answering EIO");
+        }
+        damaged.into()
     }
 }

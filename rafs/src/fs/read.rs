@@ -1,0 +1,273 @@
+//! Reading file data: what is resident goes from the cache file to the guest, the rest is named.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use backend::store::{Blob, FetchError, Held, Priority};
+use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
+
+use super::{Absent, HeldChunks, RafsFs, ReadOutcome};
+use crate::error::Damaged;
+use crate::inode::Kind;
+use crate::plan::{Plan, Segment};
+use crate::sys::CacheFile;
+
+/// Neighbouring ranges of one cache file, read at once.
+struct Run<'a> {
+    blob: &'a Blob,
+    /// Position of the blob in the blob table.
+    position: usize,
+    /// The blob's generation before residency was looked up.
+    generation: u64,
+    offset: u64,
+    size: usize,
+}
+
+impl Run<'_> {
+    fn is_continued_by(&self, segment: &Segment) -> bool {
+        self.position == segment.blob
+            && self.offset + self.size as u64 == segment.offset
+            && self.blob.is_resident(segment.chunk)
+    }
+
+    /// Writes the run. `false` if chunks were evicted meanwhile, so that what was written may be holes.
+    fn write(self, w: &mut dyn ZeroCopyWriter) -> io::Result<bool> {
+        let mut file = CacheFile(self.blob.file());
+        let mut done = 0;
+        while done < self.size {
+            match w.write_from(&mut file, self.size - done, self.offset + done as u64) {
+                // Resident chunks are complete, and the caller's buffers are large enough.
+                Ok(0) => return Err(io::Error::from_raw_os_error(libc::EIO)),
+                Ok(written) => done += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.blob.generation() == self.generation)
+    }
+}
+
+impl RafsFs {
+    /// Reads `size` bytes at `offset` of `inode` into `w`. Memory and page cache only; no allocation when all is
+    /// resident, which is checked before the first byte is written. `held` is what the last fetch gave.
+    ///
+    /// Errors: EISDIR, EINVAL for what is no regular file, EIO for damaged metadata and for a cache
+    /// file that cannot be read.
+    pub fn read(
+        &self,
+        inode: u64,
+        offset: u64,
+        size: u32,
+        held: &HeldChunks,
+        w: &mut dyn ZeroCopyWriter,
+    ) -> io::Result<ReadOutcome> {
+        let inode = self
+            .indexed
+            .image
+            .inode(inode)
+            .map_err(|damaged| self.report(damaged))?;
+        match inode.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+        let size = u64::from(size).min(w.available_bytes() as u64);
+        let plan =
+            |map| Plan::new(&self.indexed.image, map, &inode, offset, size).map_err(|d| self.report(d));
+        let total = plan(None)?.remaining();
+        if total == 0 {
+            return Ok(ReadOutcome::Done(0));
+        }
+        let Some(map) = self.indexed.map() else {
+            // Built by the fetch, then the addresses can be checked.
+            return self.absent(plan(None)?, |_| true);
+        };
+        let map = map.map_err(|damaged| self.report(damaged))?;
+        for segment in plan(Some(map))? {
+            if !self.is_available(&segment.map_err(|d| self.report(d))?, held) {
+                return self.absent(plan(Some(map))?, |segment| !self.is_available(segment, held));
+            }
+        }
+        if self.write(plan(Some(map))?, held, w)? {
+            Ok(ReadOutcome::Done(total as usize))
+        } else {
+            self.absent(plan(Some(map))?, |_| true)
+        }
+    }
+
+    fn is_available(&self, segment: &Segment, held: &HeldChunks) -> bool {
+        self.blobs
+            .get(segment.blob)
+            .is_some_and(|blob| blob.is_resident(segment.chunk) || held_bytes(blob, segment, held).is_some())
+    }
+
+    /// Writes all of `plan`. `false` if a chunk turned out to be absent.
+    fn write(&self, plan: Plan<'_>, held: &HeldChunks, w: &mut dyn ZeroCopyWriter) -> io::Result<bool> {
+        let mut run: Option<Run<'_>> = None;
+        for segment in plan {
+            let segment = segment.map_err(|d| self.report(d))?;
+            if let Some(run) = run.as_mut().filter(|run| run.is_continued_by(&segment)) {
+                run.size += segment.size as usize;
+                continue;
+            }
+            if let Some(run) = run.take()
+                && !run.write(w)?
+            {
+                return Ok(false);
+            }
+            let Some(blob) = self.blobs.get(segment.blob) else {
+                return Ok(false);
+            };
+            let generation = blob.generation();
+            if blob.is_resident(segment.chunk) {
+                run = Some(Run {
+                    blob,
+                    position: segment.blob,
+                    generation,
+                    offset: segment.offset,
+                    size: segment.size as usize,
+                });
+            } else if let Some(bytes) = held_bytes(blob, &segment, held) {
+                Write::write_all(w, bytes)?;
+            } else {
+                return Ok(false);
+            }
+        }
+        match run {
+            Some(run) => run.write(w),
+            None => Ok(true),
+        }
+    }
+
+    /// Collects the chunks of `plan` that are `wanted`.
+    fn absent(&self, plan: Plan<'_>, wanted: impl Fn(&Segment) -> bool) -> io::Result<ReadOutcome> {
+        self.collect(plan, wanted)
+            .map(ReadOutcome::Absent)
+            .map_err(|d| self.report(d))
+    }
+
+    fn collect(&self, plan: Plan<'_>, wanted: impl Fn(&Segment) -> bool) -> Result<Absent, Damaged> {
+        let mut found: Vec<(usize, u32)> = Vec::new();
+        for segment in plan {
+            let segment = segment?;
+            if wanted(&segment) {
+                found.push((segment.blob, segment.chunk));
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        let chunks = found
+            .chunk_by(|(a, _), (b, _)| a == b)
+            .filter_map(|group| {
+                let (blob, _) = group.first()?;
+                Some((
+                    self.blobs.get(*blob)?.clone(),
+                    group.iter().map(|(_, chunk)| *chunk).collect(),
+                ))
+            })
+            .collect();
+        Ok(Absent { chunks })
+    }
+
+    /// All chunks of a file, resident or not: what a prefetch of it has to fetch. None for other types.
+    pub fn chunks_of(&self, inode: u64) -> io::Result<Absent> {
+        let inode = self.indexed.image.inode(inode).map_err(|d| self.report(d))?;
+        if inode.kind != Kind::File {
+            return Ok(Absent { chunks: Vec::new() });
+        }
+        let map = self.indexed.map().transpose().map_err(|d| self.report(d))?;
+        Plan::new(&self.indexed.image, map, &inode, 0, inode.size)
+            .and_then(|plan| self.collect(plan, |_| true))
+            .map_err(|d| self.report(d))
+    }
+
+    /// Builds what the first fetch would build otherwise. Takes up to some tens of milliseconds for a large image: for
+    /// the thread that mounts, never for one that answers a guest.
+    pub fn prepare(&self) -> io::Result<()> {
+        self.indexed.build_map().map(|_| ()).map_err(|d| self.report(d))
+    }
+
+    /// Starts fetching what a read found absent; `done` is called once, from a thread of the store (from the
+    /// caller's if nothing is absent).
+    pub fn fetch(
+        &self,
+        absent: Absent,
+        deadline: Instant,
+        done: Box<dyn FnOnce(Result<HeldChunks, FetchError>) + Send>,
+    ) {
+        if absent.chunks.is_empty() {
+            done(Ok(HeldChunks::default()));
+            return;
+        }
+        let join = Arc::new(Mutex::new(Join {
+            remaining: absent.chunks.len(),
+            held: HeldChunks::default(),
+            done: Some(done),
+        }));
+        for (blob, chunks) in absent.chunks {
+            let (join, indexed) = (join.clone(), self.indexed.clone());
+            let id = blob.description().id.clone();
+            let arrived = Box::new(move |result| {
+                // On a thread of the store, so that no read has to. The read reports an error.
+                let _ = indexed.build_map();
+                let finished = join
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .arrive(id, result);
+                if let Some((done, result)) = finished {
+                    done(result);
+                }
+            });
+            blob.fetch(&chunks, Priority::Demand, deadline, arrived);
+        }
+    }
+}
+
+/// The bytes of `segment`, if its chunk is held in memory.
+fn held_bytes<'a>(blob: &Blob, segment: &Segment, held: &'a HeldChunks) -> Option<&'a [u8]> {
+    if held.blobs.is_empty() {
+        return None;
+    }
+    let id = &blob.description().id;
+    let start = segment.in_chunk as usize;
+    held.blobs
+        .iter()
+        .filter(|(held, _)| held == id)
+        .flat_map(|(_, held)| &held.chunks)
+        .find(|(chunk, _)| *chunk == segment.chunk)
+        .and_then(|(_, bytes)| bytes.get(start..start + segment.size as usize))
+}
+
+type Done = Box<dyn FnOnce(Result<HeldChunks, FetchError>) + Send>;
+
+/// Waits for the fetches of several blobs.
+struct Join {
+    remaining: usize,
+    held: HeldChunks,
+    done: Option<Done>,
+}
+
+impl Join {
+    /// Takes the result of one blob; gives what is to be called when it was the last one, or the first failure.
+    fn arrive(
+        &mut self,
+        id: String,
+        result: Result<Held, FetchError>,
+    ) -> Option<(Done, Result<HeldChunks, FetchError>)> {
+        self.remaining = self.remaining.saturating_sub(1);
+        match result {
+            Err(error) => self.done.take().map(|done| (done, Err(error))),
+            Ok(held) => {
+                if !held.chunks.is_empty() {
+                    self.held.blobs.push((id, held));
+                }
+                if self.remaining != 0 {
+                    return None;
+                }
+                let held = std::mem::take(&mut self.held);
+                self.done.take().map(|done| (done, Ok(held)))
+            }
+        }
+    }
+}
