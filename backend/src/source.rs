@@ -3,15 +3,20 @@
 //! A [`Source`] reads byte ranges of blobs and knows nothing else: no chunks, no cache, no waiting readers. It makes
 //! one attempt; who retries, and for how long, is decided by the store, which knows the deadlines.
 
+pub(crate) mod auth;
 pub mod dir;
+pub(crate) mod http;
+pub mod registry;
 pub(crate) mod retry;
+mod tls;
 
 use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::error::SourceError;
+use crate::config::Secret;
+use crate::error::{SourceError, SourceErrorKind};
 
 /// Takes the bytes of a range, in order, piece by piece as they arrive.
 pub type Sink<'a> = &'a mut (dyn FnMut(Bytes) + Send);
@@ -30,4 +35,13 @@ pub trait Source: Send + Sync {
         range: Range<u64>,
         sink: Sink<'a>,
     ) -> BoxFuture<'a, Result<(), SourceError>>;
+
+    /// Uses other credentials (`user:password` in Base64) from now on.
+    fn replace_auth(&self, _auth: Secret) -> Result<(), SourceError> {
+        Err(SourceError::new(
+            SourceErrorKind::Config,
+            self.host(),
+            "this source takes no user and password",
+        ))
+    }
 }

@@ -30,10 +30,14 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cache::{CacheFiles, Residency};
 use crate::chunk::BlobDescription;
+use crate::config::Secret;
 pub use crate::config::{CacheConfig, SourceConfig, StoreOptions};
 pub use crate::error::FetchError;
+use crate::error::{SourceError, SourceErrorKind};
 use crate::source::Source;
 use crate::source::dir::Dir;
+use crate::source::http::Transport;
+use crate::source::registry::Registry;
 use budget::Budget;
 use fetch::{Plan, Shared, Waiter};
 use index::IndexState;
@@ -129,6 +133,11 @@ impl Store {
         self.open(description, self.engine.new_lane(), source, cache)
     }
 
+    /// Replaces the credentials of a source that blobs were opened with; they keep using it.
+    pub fn replace_auth(&self, source: &SourceConfig, auth: Secret) -> Result<(), SourceError> {
+        self.engine.source(source)?.1.replace_auth(auth)
+    }
+
     fn open(
         &self,
         description: BlobDescription,
@@ -192,7 +201,7 @@ impl Engine {
     }
 
     /// The source that `config` describes; one for all blobs that name it.
-    fn source(&self, config: &SourceConfig) -> Result<(u64, Arc<dyn Source>), crate::error::SourceError> {
+    fn source(&self, config: &SourceConfig) -> Result<(u64, Arc<dyn Source>), SourceError> {
         let mut sources = self.sources.lock();
         sources.retain(|_, (_, source)| source.strong_count() > 0);
         if let Some((lane, source)) = sources.get(config)
@@ -202,9 +211,13 @@ impl Engine {
         }
         let source: Arc<dyn Source> = match config {
             SourceConfig::Dir(config) => Arc::new(Dir::new(config.clone())?),
+            SourceConfig::Registry(config) => {
+                let transport = Arc::new(Transport::new(&config.http)?);
+                Arc::new(Registry::new(config.clone(), transport)?)
+            }
             _ => {
-                return Err(crate::error::SourceError::new(
-                    crate::error::SourceErrorKind::Config,
+                return Err(SourceError::new(
+                    SourceErrorKind::Config,
                     "source",
                     "this type of source is not supported",
                 ));
