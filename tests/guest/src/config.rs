@@ -32,7 +32,7 @@ fn mount(kind: &str, config: &Value, cache: &Path) -> Value {
             "cache": {"type": "blobcache", "config": {"work_dir": cache}},
         },
         "mode": "direct",
-        "digest_validate": true,
+        "digest_validate": false,
         "enable_xattr": true,
         "amplify_io": 1_048_576,
     })

@@ -1,7 +1,6 @@
 //! A `rafsd` process and its administration API, used the way a container runtime uses them.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,6 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::http;
 
 /// For things that take milliseconds on a free machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -138,30 +139,10 @@ impl Daemon {
 
     /// One request to the API: status and body of the answer.
     pub fn request(&self, method: &str, target: &str, body: Option<&Value>) -> Result<(u16, String)> {
-        let mut stream = UnixStream::connect(self.api_socket()).context("connect to the API socket")?;
+        let stream = UnixStream::connect(self.api_socket()).context("connect to the API socket")?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let length = if body.is_empty() {
-            String::new()
-        } else {
-            format!("Content-Length: {}\r\n", body.len())
-        };
-        write!(
-            stream,
-            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n{body}"
-        )?;
-        let mut answer = String::new();
-        stream
-            .read_to_string(&mut answer)
-            .with_context(|| format!("{method} {target}"))?;
-        let (head, body) = answer
-            .split_once("\r\n\r\n")
-            .with_context(|| format!("not an HTTP answer: {answer:?}"))?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        Ok((
-            status.with_context(|| format!("no status in {head:?}"))?,
-            body.to_owned(),
-        ))
+        let answer = http::request(stream, method, target, body.map(Value::to_string).as_deref())?;
+        Ok((answer.status, answer.text()?))
     }
 
     /// Sends SIGTERM and waits for the end: exit status and how long it took.

@@ -23,6 +23,7 @@ pub mod cpio;
 pub mod daemon;
 pub mod debian;
 pub mod guest;
+mod http;
 pub mod image;
 pub mod initrd;
 pub mod kernel;

@@ -1,7 +1,7 @@
 //! A `rafs serve` process: the registry that images are loaded from, and the account of what it was asked for.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Take, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::config::REPOSITORY;
+use crate::http::{self, Answer};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,8 +102,7 @@ impl Registry {
 
     /// What it was asked for so far.
     pub fn traffic(&self) -> Result<Traffic> {
-        let mut body = String::new();
-        self.get("/_requests")?.read_to_string(&mut body)?;
+        let body = self.get("/_requests")?.text()?;
         let counts: Value = serde_json::from_str(&body)?;
         let count = |name: &str| {
             counts
@@ -118,7 +118,7 @@ impl Registry {
 
     /// Fetches a whole blob in one request, as an image puller does, and writes it to `out`.
     pub fn download(&self, digest: &str, out: &mut impl Write) -> Result<u64> {
-        let mut body = self.get(&format!("/v2/{REPOSITORY}/blobs/sha256:{digest}"))?;
+        let mut body = self.get(&format!("/v2/{REPOSITORY}/blobs/sha256:{digest}"))?.body;
         let length = body.limit();
         let copied = std::io::copy(&mut body, out)?;
         ensure!(
@@ -128,36 +128,15 @@ impl Registry {
         Ok(copied)
     }
 
-    /// The body of a successful answer to a GET request.
-    fn get(&self, target: &str) -> Result<Take<BufReader<TcpStream>>> {
-        let mut stream = TcpStream::connect(self.address)?;
+    /// The answer to a GET request that must succeed.
+    fn get(&self, target: &str) -> Result<Answer<TcpStream>> {
+        let stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            stream,
-            "GET {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-            self.address
-        )?;
-        let mut answer = BufReader::new(stream);
-        let mut status = String::new();
-        answer.read_line(&mut status)?;
-        ensure!(
-            status.split(' ').nth(1) == Some("200"),
-            "GET {target}: {}",
-            status.trim()
-        );
-        let mut length = None;
-        loop {
-            let mut line = String::new();
-            answer.read_line(&mut line)?;
-            match line.trim_end().split_once(':') {
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = Some(value.trim().parse()?);
-                }
-                Some(_) => {}
-                None => break,
-            }
+        let answer = http::request(stream, "GET", target, None)?;
+        match answer.status {
+            200 => Ok(answer),
+            status => bail!("GET {target}: {status} {}", answer.text()?),
         }
-        Ok(answer.take(length.with_context(|| format!("GET {target}: no length"))?))
     }
 
     /// Stops it; its port is free afterwards.

@@ -7,8 +7,10 @@ use rafsd_guest::registry::Traffic;
 /// One way of starting the container.
 pub struct Row {
     pub title: &'static str,
-    /// From the request for the image to the program's first output.
-    pub time: Duration,
+    /// From the request for the image to its being there, mounted or unpacked.
+    pub ready: Duration,
+    /// From there to the program's first output.
+    pub running: Duration,
     pub traffic: Traffic,
     /// All there is to fetch, in bytes.
     pub size: u64,
@@ -18,6 +20,7 @@ pub struct Row {
 pub fn render(rows: &[Row]) -> String {
     let mut lines = vec![[
         "".to_owned(),
+        "image there".to_owned(),
         "first output".to_owned(),
         "fetched of the image".to_owned(),
         "requests".to_owned(),
@@ -26,7 +29,8 @@ pub fn render(rows: &[Row]) -> String {
         let share = 100.0 * row.traffic.bytes as f64 / row.size.max(1) as f64;
         lines.push([
             row.title.to_owned(),
-            format!("{:.2} s", row.time.as_secs_f64()),
+            format!("{:.2} s", row.ready.as_secs_f64()),
+            format!("{:.2} s", (row.ready + row.running).as_secs_f64()),
             format!(
                 "{:.1} of {:.1} MB ({share:.0} %)",
                 megabytes(row.traffic.bytes),
@@ -37,8 +41,8 @@ pub fn render(rows: &[Row]) -> String {
     }
     lines
         .iter()
-        .map(|[title, time, fetched, requests]| {
-            format!("  {title:<33}{time:>13}{fetched:>28}{requests:>11}\n")
+        .map(|[title, ready, time, fetched, requests]| {
+            format!("  {title:<33}{ready:>12}{time:>14}{fetched:>28}{requests:>11}\n")
         })
         .collect()
 }
@@ -55,7 +59,8 @@ mod tests {
     fn columns_line_up() {
         let row = |bytes, requests| Row {
             title: "lazily",
-            time: Duration::from_millis(950),
+            ready: Duration::from_millis(50),
+            running: Duration::from_millis(900),
             traffic: Traffic { requests, bytes },
             size: 40_000_000,
         };
