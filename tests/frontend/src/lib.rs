@@ -10,6 +10,7 @@
 //!   the device's own decoder, so that one does not hide the other's errors.
 //! * [`guest`]: a FUSE client on the queues; many requests in flight, any order of completion.
 //! * [`daemon`], [`http`]: starts a daemon, talks to its API socket, measures it, ends it.
+//! * [`tree`]: walks what a guest sees, and compares it with what it should see.
 //!
 //! This crate must not use code of the device under test, nor of the crates that the device is built on.
 #![allow(clippy::indexing_slicing, clippy::panic)] // Test support: what is wrong here fails a test.
@@ -22,6 +23,7 @@ pub mod http;
 pub mod memory;
 pub mod message;
 pub mod ops;
+pub mod tree;
 pub mod vmm;
 pub mod vring;
 
