@@ -11,11 +11,22 @@ fn main() -> Result<()> {
     let text = std::fs::read(expected).map_err(|e| Error::Usage(format!("{expected}: {e}")))?;
     let expected = serde_json::from_slice(&text).map_err(|e| Error::Usage(format!("{expected}: {e}")))?;
     let strict_length = std::env::var_os("PROBE_LOOSE").is_none();
-    let guest = Guest::boot(socket, Options { strict_length, ..Options::default() })?;
+    let guest = Guest::boot(
+        socket,
+        Options {
+            strict_length,
+            ..Options::default()
+        },
+    )?;
     let top = guest.resolve(directory)?.nodeid;
     let tree = Walk::default().run(&guest, top)?;
     let lines = differences(&tree, &expected);
-    println!("{} nodes, {} differences, {:?}", tree.len(), lines.len(), guest.counts());
+    println!(
+        "{} nodes, {} differences, {:?}",
+        tree.len(),
+        lines.len(),
+        guest.counts()
+    );
     for line in lines {
         println!("{line}");
     }

@@ -10,6 +10,7 @@
 //!   the device's own decoder, so that one does not hide the other's errors.
 //! * [`guest`]: a FUSE client on the queues; many requests in flight, any order of completion.
 //! * [`daemon`], [`http`]: starts a daemon, talks to its API socket, measures it, ends it.
+//! * [`image`], [`registry`]: images to mount, and a registry that fails as it is told to.
 //! * [`tree`]: walks what a guest sees, and compares it with what it should see.
 //!
 //! This crate must not use code of the device under test, nor of the crates that the device is built on.
@@ -20,9 +21,11 @@ pub mod daemon;
 mod error;
 pub mod guest;
 pub mod http;
+pub mod image;
 pub mod memory;
 pub mod message;
 pub mod ops;
+pub mod registry;
 pub mod tree;
 pub mod vmm;
 pub mod vring;

@@ -49,7 +49,11 @@ pub struct Walk {
 
 impl Default for Walk {
     fn default() -> Self {
-        Self { read: 128 << 10, list: 4096, depth: 4 }
+        Self {
+            read: 128 << 10,
+            list: 4096,
+            depth: 4,
+        }
     }
 }
 
@@ -57,7 +61,11 @@ impl Walk {
     /// Walks the tree below `top` and reads all of it.
     pub fn run(&self, guest: &Guest, top: u64) -> Result<Tree> {
         let mut tree = Tree::new();
-        let entry = Entry { nodeid: top, attr: guest.getattr(top)?, ..Entry::default() };
+        let entry = Entry {
+            nodeid: top,
+            attr: guest.getattr(top)?,
+            ..Entry::default()
+        };
         self.visit(guest, b"/", entry, &mut tree)?;
         Ok(tree)
     }
@@ -65,7 +73,12 @@ impl Walk {
     fn visit(&self, guest: &Guest, path: &[u8], entry: Entry, tree: &mut Tree) -> Result<()> {
         let at = |e: Error| Error::Usage(format!("{}: {e}", String::from_utf8_lossy(path)));
         let id = entry.nodeid;
-        let mut node = Node { entry, target: None, digest: None, xattrs: BTreeMap::new() };
+        let mut node = Node {
+            entry,
+            target: None,
+            digest: None,
+            xattrs: BTreeMap::new(),
+        };
         for name in guest.listxattr(id).map_err(at)? {
             let value = guest.getxattr(id, &name).map_err(at)?;
             node.xattrs.insert(name, value);
@@ -97,8 +110,10 @@ impl Walk {
         let plain = guest.list(directory, false, self.list)?;
         let plus = guest.list(directory, true, self.list)?;
         let names = |list: &[Dirent]| -> Result<BTreeMap<Vec<u8>, (u64, u32)>> {
-            let map: BTreeMap<_, _> =
-                list.iter().map(|entry| (entry.name.clone(), (entry.ino, entry.kind))).collect();
+            let map: BTreeMap<_, _> = list
+                .iter()
+                .map(|entry| (entry.name.clone(), (entry.ino, entry.kind)))
+                .collect();
             if map.len() != list.len() {
                 return Err(Error::Device("a name is listed twice".into()));
             }
@@ -106,7 +121,9 @@ impl Walk {
         };
         let (listed, listed_plus) = (names(&plain)?, names(&plus)?);
         if listed.keys().ne(listed_plus.keys()) {
-            return Err(Error::Device("READDIR and READDIRPLUS list different names".into()));
+            return Err(Error::Device(
+                "READDIR and READDIRPLUS list different names".into(),
+            ));
         }
         for dots in [&b"."[..], b".."] {
             if listed.get(dots).is_none_or(|(_, kind)| *kind != DIRECTORY >> 12) {
@@ -115,7 +132,10 @@ impl Walk {
         }
         let mut children = Vec::new();
         for dirent in plus {
-            let Some(plus) = dirent.entry.filter(|_| dirent.name != b"." && dirent.name != b"..") else {
+            let Some(plus) = dirent
+                .entry
+                .filter(|_| dirent.name != b"." && dirent.name != b"..")
+            else {
                 continue;
             };
             let name = String::from_utf8_lossy(&dirent.name).into_owned();
@@ -128,7 +148,9 @@ impl Walk {
             }
             let (ino, kind) = listed[&dirent.name];
             if ino != dirent.ino || kind != dirent.kind || kind != entry.attr.mode >> 12 {
-                return Err(Error::Device(format!("{name} is listed as {ino} of type {kind}: {entry:?}")));
+                return Err(Error::Device(format!(
+                    "{name} is listed as {ino} of type {kind}: {entry:?}"
+                )));
             }
             let again = guest.getattr(entry.nodeid)?;
             if again != entry.attr {
@@ -161,7 +183,10 @@ impl Walk {
             let bytes = guest.wait(ticket)?.ok()?;
             let wanted = step.min(size - read);
             if bytes.len() as u64 != wanted {
-                return Err(Error::Device(format!("{} bytes at {read}, {wanted} expected", bytes.len())));
+                return Err(Error::Device(format!(
+                    "{} bytes at {read}, {wanted} expected",
+                    bytes.len()
+                )));
             }
             digest.update(&bytes);
             read += wanted;
@@ -227,7 +252,11 @@ fn compare(node: &Node, want: &Value, differ: &mut impl FnMut(&str, String, Stri
         differ("digest", digest.clone(), text("sha256"));
     }
     if let Some(target) = &node.target {
-        differ("target", format!("{target:?}"), format!("{:?}", bytes_of(want, "target").unwrap_or_default()));
+        differ(
+            "target",
+            format!("{target:?}"),
+            format!("{:?}", bytes_of(want, "target").unwrap_or_default()),
+        );
     }
     if kind == "char" || kind == "block" {
         let (major, minor) = attr.device();
@@ -254,17 +283,27 @@ fn hardlinks(tree: &Tree, groups: &[Value], lines: &mut Vec<String>) {
     for (path, node) in tree {
         let path = String::from_utf8_lossy(path).into_owned();
         let (ino, nodeid) = (node.entry.attr.ino, node.entry.nodeid);
-        let matches = *node_of.entry(ino).or_insert(nodeid) == nodeid
-            && *number_of.entry(nodeid).or_insert(ino) == ino;
+        let matches =
+            *node_of.entry(ino).or_insert(nodeid) == nodeid && *number_of.entry(nodeid).or_insert(ino) == ino;
         if !matches {
-            lines.push(format!("{path}: nodeid {nodeid} and inode number {ino} do not match"));
+            lines.push(format!(
+                "{path}: nodeid {nodeid} and inode number {ino} do not match"
+            ));
         }
         by_number.entry(ino).or_default().insert(path);
     }
     let have: BTreeSet<_> = by_number.into_values().filter(|paths| paths.len() > 1).collect();
     let want: BTreeSet<BTreeSet<String>> = groups
         .iter()
-        .map(|group| group.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect())
+        .map(|group| {
+            group
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect()
+        })
         .collect();
     if have != want {
         lines.push(format!("hard links are {have:?}, should be {want:?}"));
