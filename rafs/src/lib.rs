@@ -9,6 +9,7 @@
 //! * `plan`: (inode, offset, size) to ranges of chunks. `index`: what the store must know of a chunk.
 //! * [`fs`]: the instance, a read-only file system over one image.
 //! * [`build`]: the writer, a tree becomes a bootstrap and a blob.
+//! * [`tar`]: archives, read and written.
 //! * [`error`]: what can be wrong with an image. `sys`: the crate's unsafe code.
 //!
 //! This crate must not know tokio, HTTP, virtio or Kata.
@@ -25,4 +26,5 @@ pub mod layout;
 mod plan;
 pub mod superblock;
 mod sys;
+pub mod tar;
 mod xattr;
