@@ -21,6 +21,7 @@ pub use crate::error::OpenError;
 use crate::error::{Damaged, Refused};
 use crate::image::Image;
 use crate::index::{Indexed, describe_blob};
+use crate::reader::Reader;
 use crate::superblock::Superblock;
 
 /// How an instance is presented.
@@ -59,7 +60,7 @@ const MAX_REPORTS: u32 = 32;
 
 /// A mounted RAFS image.
 pub struct RafsFs {
-    indexed: Arc<Indexed>,
+    reader: Reader,
     /// In the order of the blob table.
     blobs: Vec<Arc<Blob>>,
     options: Options,
@@ -76,12 +77,12 @@ impl RafsFs {
         open_blob: &mut dyn FnMut(BlobDescription) -> Result<Arc<Blob>, FetchError>,
     ) -> Result<Self, OpenError> {
         let refused = |error: Refused| error.at(path.to_owned());
-        let image = Image::open(path).map_err(refused)?;
-        let indexed = Arc::new(Indexed::new(image));
+        let reader = Reader::open(path)?;
+        let indexed = &reader.indexed;
         let mut blobs = Vec::with_capacity(indexed.image.superblock.blobs.len());
         for (position, facts) in indexed.image.superblock.blobs.iter().enumerate() {
             let description =
-                describe_blob(&indexed, position, facts).map_err(|error| refused(error.into()))?;
+                describe_blob(indexed, position, facts).map_err(|error| refused(error.into()))?;
             let blob = open_blob(description).map_err(|source| OpenError::Blob {
                 path: path.to_owned(),
                 source,
@@ -89,7 +90,7 @@ impl RafsFs {
             blobs.push(blob);
         }
         Ok(Self {
-            indexed,
+            reader,
             blobs,
             options,
             path: path.to_owned(),
@@ -99,12 +100,25 @@ impl RafsFs {
 
     /// Local id of the root directory.
     pub fn root(&self) -> u64 {
-        self.indexed.image.root()
+        self.reader.root()
     }
 
     /// What superblock and blob table say.
     pub fn superblock(&self) -> &Superblock {
-        &self.indexed.image.superblock
+        self.reader.superblock()
+    }
+
+    /// The metadata, for whoever wants more than the file system interface tells.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    fn indexed(&self) -> &Indexed {
+        &self.reader.indexed
+    }
+
+    fn image(&self) -> &Image {
+        &self.reader.indexed.image
     }
 
     /// The blobs, in the order of the blob table.

@@ -7,7 +7,7 @@
 //! * [`superblock`]: what superblock and tables say, checked when an image is opened. `image`: both together.
 //! * [`inode`], `dir`, `xattr`: decoded on every use, nothing is kept.
 //! * `plan`: (inode, offset, size) to ranges of chunks. `index`: what the store must know of a chunk.
-//! * [`fs`]: the instance, a read-only file system over one image.
+//! * [`reader`]: metadata for tools. [`fs`]: the instance, a read-only file system over one image.
 //! * [`build`]: the writer, a tree becomes a bootstrap and a blob.
 //! * [`tar`]: archives, read and written.
 //! * [`error`]: what can be wrong with an image. `sys`: the crate's unsafe code.
@@ -24,6 +24,7 @@ mod index;
 pub mod inode;
 pub mod layout;
 mod plan;
+pub mod reader;
 pub mod superblock;
 mod sys;
 pub mod tar;

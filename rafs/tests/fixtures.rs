@@ -1,5 +1,11 @@
 //! Every fixture, read through the file system interface and a real store, against the truth about it.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -221,5 +227,76 @@ fn a_listing_may_start_at_any_cookie() {
                 .collect();
             assert_eq!(rest, expected, "{name}");
         }
+    }
+}
+
+#[test]
+fn tools_see_the_same_metadata_and_data() {
+    let Some(fixtures) = fixtures() else { return };
+    for name in ["v5-zstd-1m", "v6-big-lz4", "v6-tarfs"] {
+        let fixture = fixtures.join(name);
+        let mount = Mount::open(&image_of(&fixture), &fixture.join("blobs")).unwrap();
+        let reader = mount.fs.reader();
+        let expected = Expected::of(&fixture);
+        let mut files = std::collections::BTreeSet::new();
+        for entry in &expected.entries {
+            let inode = reader.at_path(&entry.path()).unwrap().expect("listed");
+            assert_eq!(kind_of(inode.mode), entry.kind);
+            assert_eq!(reader.xattrs(&inode).unwrap(), entry.xattrs());
+            let Some(size) = entry.size.filter(|_| entry.kind == "file") else {
+                continue;
+            };
+            files.insert(inode.id);
+            let chunks = reader.chunks(&inode).unwrap();
+            assert_eq!(
+                chunks.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>(),
+                size
+            );
+            assert_eq!(
+                chunks.iter().all(|chunk| chunk.record.is_some()),
+                name != "v6-tarfs" || size == 0
+            );
+            let mut data = vec![0; size as usize + 10];
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            assert_eq!(
+                mount.fs.read_waiting(inode.id, 0, &mut data, deadline).unwrap() as u64,
+                size
+            );
+            assert_eq!(
+                Some(hex::encode(Sha256::digest(&data[..size as usize]))),
+                entry.sha256
+            );
+        }
+        assert_eq!(
+            reader
+                .files_below(reader.root())
+                .into_iter()
+                .collect::<std::collections::BTreeSet<_>>(),
+            files
+        );
+        assert!(reader.at_path(b"/no/such/path").unwrap().is_none());
+    }
+}
+
+#[test]
+fn the_prefetch_table_names_inodes_in_order() {
+    let Some(fixtures) = fixtures() else { return };
+    for name in ["v5-prefetch-fs", "v6-prefetch-fs"] {
+        let fixture = fixtures.join(name);
+        let mount = Mount::open(&image_of(&fixture), &fixture.join("blobs")).unwrap();
+        let reader = mount.fs.reader();
+        let paths = ["/var", "/lib/rand", "/bin/tool"];
+        let expected: Vec<u64> = paths
+            .iter()
+            .map(|path| reader.at_path(path.as_bytes()).unwrap().unwrap().id)
+            .collect();
+        assert_eq!(reader.prefetch_table().unwrap(), expected, "{name}");
+        let chunks: usize = reader
+            .files_below(expected[0])
+            .into_iter()
+            .flat_map(|file| mount.fs.chunks_of(file).unwrap().chunks)
+            .map(|(_, chunks)| chunks.len())
+            .sum();
+        assert!(chunks > 0);
     }
 }

@@ -56,10 +56,7 @@ impl From<Damaged> for ListError {
 
 impl RafsFs {
     fn inode(&self, id: u64) -> io::Result<Inode> {
-        self.indexed
-            .image
-            .inode(id)
-            .map_err(|damaged| self.report(damaged))
+        self.image().inode(id).map_err(|damaged| self.report(damaged))
     }
 
     fn directory(&self, id: u64) -> io::Result<Inode> {
@@ -77,8 +74,7 @@ impl RafsFs {
         cookie: u64,
         visit: &mut dyn FnMut(dir::Entry<'a>) -> io::Result<bool>,
     ) -> io::Result<()> {
-        self.indexed
-            .image
+        self.image()
             .list(dir, cookie, &mut |entry| {
                 visit(entry).map_err(ListError::Callback)
             })
@@ -113,8 +109,7 @@ impl FileSystem for RafsFs {
             return Err(errno(libc::ENAMETOOLONG));
         }
         let found = self
-            .indexed
-            .image
+            .image()
             .lookup(&parent, name.to_bytes())
             .map_err(|d| self.report(d))?;
         Ok(found.as_ref().map_or_else(negative_entry, entry))
@@ -133,10 +128,7 @@ impl FileSystem for RafsFs {
         if inode.kind != Kind::Symlink {
             return Err(errno(libc::EINVAL));
         }
-        self.indexed
-            .image
-            .symlink_target(&inode)
-            .map_err(|d| self.report(d))
+        self.image().symlink_target(&inode).map_err(|d| self.report(d))
     }
 
     fn open(
@@ -189,7 +181,7 @@ impl FileSystem for RafsFs {
     ) -> io::Result<()> {
         let dir = self.directory(inode)?;
         self.list(&dir, offset, &mut |listed| {
-            let attributes = match self.indexed.image.resolve(&dir, &listed) {
+            let attributes = match self.image().resolve(&dir, &listed) {
                 Ok(inode) => entry(&inode),
                 Err(damaged) => {
                     let _ = self.report(damaged);
@@ -205,7 +197,7 @@ impl FileSystem for RafsFs {
         if !self.options.xattr {
             return Err(errno(libc::ENODATA));
         }
-        for xattr in self.indexed.image.xattrs(&inode).map_err(|d| self.report(d))? {
+        for xattr in self.image().xattrs(&inode).map_err(|d| self.report(d))? {
             let xattr = xattr.map_err(|d| self.report(d))?;
             if !xattr.is_called(name.to_bytes()) {
                 continue;
@@ -223,7 +215,7 @@ impl FileSystem for RafsFs {
         let inode = self.inode(inode)?;
         let mut names = Vec::new();
         if self.options.xattr {
-            for xattr in self.indexed.image.xattrs(&inode).map_err(|d| self.report(d))? {
+            for xattr in self.image().xattrs(&inode).map_err(|d| self.report(d))? {
                 names.extend(xattr.map_err(|d| self.report(d))?.name());
                 names.push(0);
             }
@@ -243,7 +235,7 @@ impl FileSystem for RafsFs {
             .iter()
             .map(|blob| blob.uncompressed_size.div_ceil(BLOCK_SIZE.into()))
             .fold(0, u64::saturating_add);
-        let blocks = data.saturating_add(self.indexed.image.bootstrap.size().div_ceil(BLOCK_SIZE.into()));
+        let blocks = data.saturating_add(self.image().bootstrap.size().div_ceil(BLOCK_SIZE.into()));
         // The only way to a zeroed structure that needs no unsafe code is the trait's own default.
         let mut stat = Nothing.statfs(&Context::default(), 0)?;
         stat.f_bsize = BLOCK_SIZE.into();

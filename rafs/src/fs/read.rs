@@ -1,7 +1,8 @@
 //! Reading file data: what is resident goes from the cache file to the guest, the rest is named.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
 use backend::store::{Blob, FetchError, Held, Priority};
@@ -32,11 +33,10 @@ impl Run<'_> {
     }
 
     /// Writes the run. `false` if chunks were evicted meanwhile, so that what was written may be holes.
-    fn write(self, w: &mut dyn ZeroCopyWriter) -> io::Result<bool> {
-        let mut file = CacheFile(self.blob.file());
+    fn write(self, sink: &mut dyn Sink) -> io::Result<bool> {
         let mut done = 0;
         while done < self.size {
-            match w.write_from(&mut file, self.size - done, self.offset + done as u64) {
+            match sink.copy(self.blob.file(), self.size - done, self.offset + done as u64) {
                 // Resident chunks are complete, and the caller's buffers are large enough.
                 Ok(0) => return Err(io::Error::from_raw_os_error(libc::EIO)),
                 Ok(written) => done += written,
@@ -45,6 +45,53 @@ impl Run<'_> {
             }
         }
         Ok(self.blob.generation() == self.generation)
+    }
+}
+
+/// Where data go.
+trait Sink {
+    /// Bytes that it can still take.
+    fn space(&self) -> usize;
+
+    /// Takes at most `count` bytes at `offset` of `file`; tells how many.
+    fn copy(&mut self, file: BorrowedFd<'_>, count: usize, offset: u64) -> io::Result<usize>;
+
+    /// Takes all of `bytes`.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// A reply to a guest.
+struct Reply<'a>(&'a mut dyn ZeroCopyWriter);
+
+impl Sink for Reply<'_> {
+    fn space(&self) -> usize {
+        self.0.available_bytes()
+    }
+
+    fn copy(&mut self, file: BorrowedFd<'_>, count: usize, offset: u64) -> io::Result<usize> {
+        self.0.write_from(&mut CacheFile(file), count, offset)
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+}
+
+/// Memory of our own: what is not filled yet.
+impl Sink for &mut [u8] {
+    fn space(&self) -> usize {
+        self.len()
+    }
+
+    fn copy(&mut self, file: BorrowedFd<'_>, count: usize, offset: u64) -> io::Result<usize> {
+        let (here, _) = self.split_at_mut(count.min(self.len()));
+        let read = rustix::io::pread(file, here, offset)?;
+        *self = std::mem::take(self).split_at_mut(read).1;
+        Ok(read)
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        io::Write::write_all(self, bytes)
     }
 }
 
@@ -62,9 +109,56 @@ impl RafsFs {
         held: &HeldChunks,
         w: &mut dyn ZeroCopyWriter,
     ) -> io::Result<ReadOutcome> {
+        self.read_to(inode, offset, size.into(), held, &mut Reply(w))
+    }
+
+    /// Reads into `buffer` as much as there is, and waits for what is absent until `deadline`. For tools: a thread
+    /// that answers guests must not wait.
+    ///
+    /// Errors: as [`RafsFs::read`], and one with the reason if chunks cannot be fetched.
+    pub fn read_waiting(
+        &self,
+        inode: u64,
+        offset: u64,
+        buffer: &mut [u8],
+        deadline: Instant,
+    ) -> io::Result<usize> {
+        let mut held = HeldChunks::default();
+        loop {
+            let mut rest = &mut *buffer;
+            let size = rest.len() as u64;
+            match self.read_to(inode, offset, size, &held, &mut rest)? {
+                ReadOutcome::Done(count) => return Ok(count),
+                ReadOutcome::Absent(_) if Instant::now() >= deadline => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                ReadOutcome::Absent(absent) => {
+                    let (sender, receiver) = mpsc::channel();
+                    // The receiver waits for the one answer.
+                    self.fetch(
+                        absent,
+                        deadline,
+                        Box::new(move |result| drop(sender.send(result))),
+                    );
+                    held = receiver
+                        .recv()
+                        .map_err(io::Error::other)?
+                        .map_err(io::Error::other)?;
+                }
+            }
+        }
+    }
+
+    fn read_to(
+        &self,
+        inode: u64,
+        offset: u64,
+        size: u64,
+        held: &HeldChunks,
+        sink: &mut dyn Sink,
+    ) -> io::Result<ReadOutcome> {
         let inode = self
-            .indexed
-            .image
+            .image()
             .inode(inode)
             .map_err(|damaged| self.report(damaged))?;
         match inode.kind {
@@ -72,14 +166,13 @@ impl RafsFs {
             Kind::Directory => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
             _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
         }
-        let size = u64::from(size).min(w.available_bytes() as u64);
-        let plan =
-            |map| Plan::new(&self.indexed.image, map, &inode, offset, size).map_err(|d| self.report(d));
+        let size = size.min(sink.space() as u64);
+        let plan = |map| Plan::new(self.image(), map, &inode, offset, size).map_err(|d| self.report(d));
         let total = plan(None)?.remaining();
         if total == 0 {
             return Ok(ReadOutcome::Done(0));
         }
-        let Some(map) = self.indexed.map() else {
+        let Some(map) = self.indexed().map() else {
             // Built by the fetch, then the addresses can be checked.
             return self.absent(plan(None)?, |_| true);
         };
@@ -89,7 +182,7 @@ impl RafsFs {
                 return self.absent(plan(Some(map))?, |segment| !self.is_available(segment, held));
             }
         }
-        if self.write(plan(Some(map))?, held, w)? {
+        if self.write(plan(Some(map))?, held, sink)? {
             Ok(ReadOutcome::Done(total as usize))
         } else {
             self.absent(plan(Some(map))?, |_| true)
@@ -103,7 +196,7 @@ impl RafsFs {
     }
 
     /// Writes all of `plan`. `false` if a chunk turned out to be absent.
-    fn write(&self, plan: Plan<'_>, held: &HeldChunks, w: &mut dyn ZeroCopyWriter) -> io::Result<bool> {
+    fn write(&self, plan: Plan<'_>, held: &HeldChunks, sink: &mut dyn Sink) -> io::Result<bool> {
         let mut run: Option<Run<'_>> = None;
         for segment in plan {
             let segment = segment.map_err(|d| self.report(d))?;
@@ -112,7 +205,7 @@ impl RafsFs {
                 continue;
             }
             if let Some(run) = run.take()
-                && !run.write(w)?
+                && !run.write(sink)?
             {
                 return Ok(false);
             }
@@ -129,13 +222,13 @@ impl RafsFs {
                     size: segment.size as usize,
                 });
             } else if let Some(bytes) = held_bytes(blob, &segment, held) {
-                Write::write_all(w, bytes)?;
+                sink.take(bytes)?;
             } else {
                 return Ok(false);
             }
         }
         match run {
-            Some(run) => run.write(w),
+            Some(run) => run.write(sink),
             None => Ok(true),
         }
     }
@@ -172,12 +265,12 @@ impl RafsFs {
 
     /// All chunks of a file, resident or not: what a prefetch of it has to fetch. None for other types.
     pub fn chunks_of(&self, inode: u64) -> io::Result<Absent> {
-        let inode = self.indexed.image.inode(inode).map_err(|d| self.report(d))?;
+        let inode = self.image().inode(inode).map_err(|d| self.report(d))?;
         if inode.kind != Kind::File {
             return Ok(Absent { chunks: Vec::new() });
         }
-        let map = self.indexed.map().transpose().map_err(|d| self.report(d))?;
-        Plan::new(&self.indexed.image, map, &inode, 0, inode.size)
+        let map = self.indexed().map().transpose().map_err(|d| self.report(d))?;
+        Plan::new(self.image(), map, &inode, 0, inode.size)
             .and_then(|plan| self.collect(plan, |_| true))
             .map_err(|d| self.report(d))
     }
@@ -185,7 +278,7 @@ impl RafsFs {
     /// Builds what the first fetch would build otherwise. Takes up to some tens of milliseconds for a large image: for
     /// the thread that mounts, never for one that answers a guest.
     pub fn prepare(&self) -> io::Result<()> {
-        self.indexed.build_map().map(|_| ()).map_err(|d| self.report(d))
+        self.indexed().build_map().map(|_| ()).map_err(|d| self.report(d))
     }
 
     /// Starts fetching what a read found absent; `done` is called once, from a thread of the store (from the
@@ -206,7 +299,7 @@ impl RafsFs {
             done: Some(done),
         }));
         for (blob, chunks) in absent.chunks {
-            let (join, indexed) = (join.clone(), self.indexed.clone());
+            let (join, indexed) = (join.clone(), self.reader.indexed.clone());
             let id = blob.description().id.clone();
             let arrived = Box::new(move |result| {
                 // On a thread of the store, so that no read has to. The read reports an error.

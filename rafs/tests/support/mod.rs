@@ -1,5 +1,12 @@
 //! What the tests of the reader share: fixtures with their expected content, and images mounted on a real store.
-#![allow(dead_code, missing_docs)]
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
