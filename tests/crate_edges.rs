@@ -11,7 +11,9 @@ type Edges = BTreeSet<(String, String)>;
 /// Reads `root → {a, b}, c → d.` behind "no circle:".
 fn written_down() -> Edges {
     let text = include_str!("../docs/architecture.md");
-    let (_, sentence) = text.split_once("no circle:").expect("the architecture lists the edges");
+    let (_, sentence) = text
+        .split_once("no circle:")
+        .expect("the architecture lists the edges");
     let (sentence, _) = sentence.split_once(". ").expect("the list ends");
     let mut edges = Edges::new();
     let mut rest = sentence.trim();
@@ -45,7 +47,11 @@ fn in_manifests() -> (Edges, Vec<String>) {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
     let packages = metadata["packages"].as_array().expect("packages");
     let named = |name: &Value| packages.iter().find(|package| package["name"] == *name);
@@ -74,5 +80,9 @@ fn in_manifests() -> (Edges, Vec<String>) {
 fn crates_use_each_other_as_the_architecture_says() {
     let (edges, wrong) = in_manifests();
     assert_eq!(edges, written_down());
-    assert_eq!(wrong, Vec::<String>::new(), "the product must not use crates for tests");
+    assert_eq!(
+        wrong,
+        Vec::<String>::new(),
+        "the product must not use crates for tests"
+    );
 }
