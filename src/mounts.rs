@@ -17,11 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use fuse_backend_rs::api::filesystem::FsOptions;
 use parking_lot::{Condvar, Mutex};
 
 pub(crate) use instance::LocalFs;
-pub use instance::{HostFs, ImageFs, Instance};
-pub(crate) use table::{Child, LOCAL_MASK, Table, Target, local_of, mount_of, nodeid};
+pub use instance::{CopyEnd, Fetched, HostFs, ImageFs, Instance};
+pub(crate) use table::{Child, Node, ROOT, Table, Target, nodeid};
+use table::{PSEUDO_INO, join, split};
 
 /// How long [`Mounts::umount`] waits for requests that are being executed.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -95,6 +97,8 @@ pub(crate) struct Mount {
     pub id: MountId,
     pub path: String,
     pub instance: Instance,
+    /// Local id of the instance's root.
+    pub root: u64,
     pub read_only: bool,
     pub read_deadline: Duration,
     /// XORed into every inode number that the guest sees, so that two mounts do not show the same one.
@@ -105,6 +109,19 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
+    /// The file system, whatever kind it is.
+    pub fn fs(&self) -> &LocalFs {
+        match &self.instance {
+            Instance::Rafs(image) => image.as_ref(),
+            Instance::Passthrough(host) => host.as_ref(),
+        }
+    }
+
+    /// Whether it is the root of what the guest sees.
+    pub fn is_root(&self) -> bool {
+        self.path == "/"
+    }
+
     /// Whether the mount has been unpublished.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
@@ -135,6 +152,8 @@ pub(crate) trait CloseListener: Send + Sync {
 struct Writer {
     next_mount: u32,
     next_node: u64,
+    /// The INIT flags in force.
+    settled: FsOptions,
     listeners: Vec<std::sync::Weak<dyn CloseListener>>,
 }
 
@@ -157,7 +176,8 @@ impl Mounts {
             table: ArcSwap::from_pointee(Table::new()),
             writer: Mutex::new(Writer {
                 next_mount: 1,
-                next_node: table::ROOT + 1,
+                next_node: ROOT + 1,
+                settled: FsOptions::empty(),
                 listeners: Vec::new(),
             }),
         }
@@ -172,7 +192,7 @@ impl Mounts {
         instance: Instance,
         options: MountOptions,
     ) -> Result<MountId, MountError> {
-        let names = table::split(path)?;
+        let names = split(path)?;
         let mut writer = self.writer.lock();
         let table = self.table.load();
         if table.find(&names).is_some_and(|node| node.mount.is_some()) {
@@ -188,7 +208,7 @@ impl Mounts {
     /// Takes away what is mounted at `path`: new requests for it are answered `ESTALE`, those that wait for data
     /// are answered at once, those that run are waited for, then the instance is dropped.
     pub fn umount(&self, path: &str) -> Result<(), MountError> {
-        let names = table::split(path)?;
+        let names = split(path)?;
         let gone = {
             let writer = self.writer.lock();
             let table = self.table.load();
@@ -211,7 +231,7 @@ impl Mounts {
         instance: Instance,
         options: MountOptions,
     ) -> Result<MountId, MountError> {
-        let names = table::split(path)?;
+        let names = split(path)?;
         let (id, gone) = {
             let mut writer = self.writer.lock();
             let table = self.table.load();
@@ -246,6 +266,33 @@ impl Mounts {
         self.table.load()
     }
 
+    /// Settles the INIT flags of a new session: `always`, and of the rest of `offered` those that every host tree
+    /// wants. Forgets what the guest of the old session had looked up and opened.
+    pub(crate) fn start_session(&self, offered: FsOptions, always: FsOptions) -> FsOptions {
+        let mut writer = self.writer.lock();
+        let table = self.table.load();
+        let instances = || table.mounts().iter().map(|mount| &mount.instance);
+        let wanted = instances()
+            .filter_map(|instance| instance.negotiate(offered))
+            .reduce(|a, b| a & b);
+        let settled = offered & (always | wanted.unwrap_or(FsOptions::empty()));
+        for instance in instances() {
+            instance.negotiate(settled);
+        }
+        writer.settled = settled;
+        self.end_session();
+        settled
+    }
+
+    /// The guest is gone, and with it what it had looked up and opened.
+    pub(crate) fn end_session(&self) {
+        for mount in self.table.load().mounts() {
+            if let Instance::Passthrough(host) = &mount.instance {
+                host.destroy();
+            }
+        }
+    }
+
     /// Registers who must be told of unpublished mounts.
     pub(crate) fn subscribe(&self, listener: std::sync::Weak<dyn CloseListener>) {
         let mut writer = self.writer.lock();
@@ -261,18 +308,20 @@ impl Mounts {
         instance: Instance,
         options: MountOptions,
     ) -> Result<(Arc<Mount>, Arc<Gone>), MountError> {
-        if writer.next_mount >= table::PSEUDO_INO {
+        if writer.next_mount >= PSEUDO_INO {
             return Err(MountError::Exhausted);
         }
         let id = MountId(writer.next_mount);
         writer.next_mount += 1;
+        instance.negotiate(writer.settled);
         let gone = Arc::new(Gone::default());
         let mount = Arc::new(Mount {
             id,
-            path: table::join(names),
+            path: join(names),
             ino_mask: table.ino_mask(id, &instance),
             read_only: options.read_only || matches!(instance, Instance::Rafs(_)),
             read_deadline: options.read_deadline,
+            root: instance.root(),
             instance,
             closed: AtomicBool::new(false),
             _gone: GoneOnDrop(Arc::clone(&gone)),

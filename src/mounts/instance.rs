@@ -1,14 +1,17 @@
 //! What can be mounted, and the operations that go beyond the `FileSystem` trait.
 
+use std::ffi::CStr;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use backend::store::FetchError;
-use fuse_backend_rs::api::filesystem::{Context, Entry, FileSystem, ZeroCopyWriter};
-use rafs::fs::{Absent, HeldChunks, ReadOutcome};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, OpenOptions};
+use fuse_backend_rs::api::filesystem::{Context, Entry, FileSystem, FsOptions, ZeroCopyWriter};
+use passthrough::{CreateExtras, IoctlReply, PassthroughFs, Statx};
+use rafs::fs::{Absent, HeldChunks, RafsFs, ReadOutcome};
 
-/// A file system whose root has the local id 1 and whose local ids fit 40 bits.
+/// A file system whose local ids fit 40 bits and are not 0.
 pub(crate) type LocalFs = dyn FileSystem<Inode = u64, Handle = u64> + Send + Sync;
 
 /// Called once, from any thread, with the outcome of a fetch.
@@ -16,7 +19,14 @@ pub type Fetched = Box<dyn FnOnce(Result<HeldChunks, FetchError>) + Send>;
 
 /// An image: metadata in memory, data that may be absent.
 pub trait ImageFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
+    /// Local id of the root directory.
+    fn root(&self) -> u64;
+
     /// Reads what is resident, or says what is absent. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// EISDIR, EINVAL, and EIO for damaged metadata.
     fn read_resident(
         &self,
         inode: u64,
@@ -30,60 +40,244 @@ pub trait ImageFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
     fn fetch_absent(&self, absent: Absent, deadline: Instant, done: Fetched);
 }
 
-/// A tree of the host. The defaults are what a local file system without the feature answers.
+impl ImageFs for RafsFs {
+    fn root(&self) -> u64 {
+        RafsFs::root(self)
+    }
+
+    fn read_resident(
+        &self,
+        inode: u64,
+        offset: u64,
+        size: u32,
+        held: &HeldChunks,
+        w: &mut dyn ZeroCopyWriter,
+    ) -> io::Result<ReadOutcome> {
+        RafsFs::read(self, inode, offset, size, held, w)
+    }
+
+    fn fetch_absent(&self, absent: Absent, deadline: Instant, done: Fetched) {
+        RafsFs::fetch(self, absent, deadline, done);
+    }
+}
+
+/// One end of a copy between two files: local id, handle, offset in bytes.
+pub type CopyEnd = (u64, u64, u64);
+
+/// A tree of the host, whose root has the local id 1. The defaults are what a file system without the feature
+/// answers; their errors are those of the system calls of the same names.
+#[allow(
+    missing_docs,
+    reason = "the operations are those of the protocol, with all of its arguments"
+)]
 pub trait HostFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
-    /// Makes an unnamed file in the directory `parent`; answers like `create`.
+    fn symlink_with(
+        &self,
+        ctx: &Context,
+        target: &CStr,
+        parent: u64,
+        name: &CStr,
+        _extras: &CreateExtras<'_>,
+    ) -> io::Result<Entry> {
+        self.symlink(ctx, target, parent, name)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the protocol's")]
+    fn mknod_with(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+        _extras: &CreateExtras<'_>,
+    ) -> io::Result<Entry> {
+        self.mknod(ctx, parent, name, mode, rdev, umask)
+    }
+
+    fn mkdir_with(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        umask: u32,
+        _extras: &CreateExtras<'_>,
+    ) -> io::Result<Entry> {
+        self.mkdir(ctx, parent, name, mode, umask)
+    }
+
+    fn create_with(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        name: &CStr,
+        args: &CreateIn,
+        _extras: &CreateExtras<'_>,
+    ) -> io::Result<(Entry, u64, OpenOptions)> {
+        let (entry, handle, options, _) = self.create(ctx, parent, name, *args)?;
+        Ok((entry, handle.unwrap_or(0), options))
+    }
+
     fn tmpfile(
         &self,
         _ctx: &Context,
         _parent: u64,
-        _args: fuse_backend_rs::abi::fuse_abi::CreateIn,
-    ) -> io::Result<(Entry, Option<u64>, fuse_backend_rs::abi::fuse_abi::OpenOptions)> {
-        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+        _args: &CreateIn,
+        _extras: &CreateExtras<'_>,
+    ) -> io::Result<(Entry, u64, OpenOptions)> {
+        Err(unsupported())
     }
 
-    /// Writes back the file system that holds `inode`.
-    fn syncfs(&self, _ctx: &Context, _inode: u64) -> io::Result<()> {
+    fn setxattr_with(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        _kill_setgid: bool,
+    ) -> io::Result<()> {
+        self.setxattr(ctx, inode, name, value, flags)
+    }
+
+    fn syncfs(&self, _inode: u64) -> io::Result<()> {
         Ok(())
     }
 
-    /// Copies up to `range.length` bytes between two open files of this instance.
-    fn copy_file_range(&self, _ctx: &Context, _range: CopyRange) -> io::Result<usize> {
-        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    fn copy_file_range(
+        &self,
+        _ctx: &Context,
+        _from: CopyEnd,
+        _to: CopyEnd,
+        _length: u64,
+        _flags: u64,
+    ) -> io::Result<usize> {
+        Err(unsupported())
     }
 
-    /// The attributes of `inode` as `statx` gives them.
-    fn statx(
+    fn statx(&self, _ctx: &Context, _inode: u64, _handle: Option<u64>) -> io::Result<(Statx, Duration)> {
+        Err(unsupported())
+    }
+
+    fn ioctl_inline(
         &self,
         _ctx: &Context,
         _inode: u64,
-        _handle: Option<u64>,
-        _mask: u32,
-    ) -> io::Result<libc::statx> {
-        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
-    }
-
-    /// Forgets all lookups and closes all handles: the guest that had them is gone.
-    fn reset(&self) {
-        self.destroy();
+        _handle: u64,
+        _command: u32,
+        _input: &[u8],
+        _out_size: u32,
+    ) -> io::Result<IoctlReply> {
+        Err(io::Error::from_raw_os_error(libc::ENOTTY))
     }
 }
 
-/// What a COPY_FILE_RANGE asks for.
-#[derive(Clone, Copy, Debug)]
-pub struct CopyRange {
-    /// Local id and handle of the file to read.
-    pub from: (u64, u64),
-    /// Where to start reading, in bytes.
-    pub from_offset: u64,
-    /// Local id and handle of the file to write.
-    pub to: (u64, u64),
-    /// Where to start writing, in bytes.
-    pub to_offset: u64,
-    /// Bytes at most.
-    pub length: u64,
-    /// As of `copy_file_range(2)`.
-    pub flags: u64,
+fn unsupported() -> io::Error {
+    io::Error::from_raw_os_error(libc::EOPNOTSUPP)
+}
+
+impl HostFs for PassthroughFs {
+    fn symlink_with(
+        &self,
+        ctx: &Context,
+        target: &CStr,
+        parent: u64,
+        name: &CStr,
+        extras: &CreateExtras<'_>,
+    ) -> io::Result<Entry> {
+        PassthroughFs::symlink_with(self, ctx, target, parent, name, extras)
+    }
+
+    fn mknod_with(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+        extras: &CreateExtras<'_>,
+    ) -> io::Result<Entry> {
+        PassthroughFs::mknod_with(self, ctx, parent, name, mode, rdev, umask, extras)
+    }
+
+    fn mkdir_with(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        umask: u32,
+        extras: &CreateExtras<'_>,
+    ) -> io::Result<Entry> {
+        PassthroughFs::mkdir_with(self, ctx, parent, name, mode, umask, extras)
+    }
+
+    fn create_with(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        name: &CStr,
+        args: &CreateIn,
+        extras: &CreateExtras<'_>,
+    ) -> io::Result<(Entry, u64, OpenOptions)> {
+        PassthroughFs::create_with(self, ctx, parent, name, args, extras)
+    }
+
+    fn tmpfile(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        args: &CreateIn,
+        extras: &CreateExtras<'_>,
+    ) -> io::Result<(Entry, u64, OpenOptions)> {
+        PassthroughFs::tmpfile(self, ctx, parent, args.flags, args.mode, args.umask, extras)
+    }
+
+    fn setxattr_with(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        kill_setgid: bool,
+    ) -> io::Result<()> {
+        PassthroughFs::setxattr_with(self, inode, name, value, flags, kill_setgid)
+    }
+
+    fn syncfs(&self, inode: u64) -> io::Result<()> {
+        PassthroughFs::syncfs(self, inode)
+    }
+
+    fn copy_file_range(
+        &self,
+        ctx: &Context,
+        from: CopyEnd,
+        to: CopyEnd,
+        length: u64,
+        flags: u64,
+    ) -> io::Result<usize> {
+        PassthroughFs::copy_file_range(self, ctx, from, to, length, flags)
+    }
+
+    fn statx(&self, ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(Statx, Duration)> {
+        PassthroughFs::statx(self, ctx, inode, handle)
+    }
+
+    fn ioctl_inline(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        command: u32,
+        input: &[u8],
+        out_size: u32,
+    ) -> io::Result<IoctlReply> {
+        PassthroughFs::ioctl_inline(self, ctx, inode, handle, command, input, out_size)
+    }
 }
 
 /// The file system behind a mount.
@@ -93,6 +287,25 @@ pub enum Instance {
     Rafs(Arc<dyn ImageFs>),
     /// A tree of the host.
     Passthrough(Arc<dyn HostFs>),
+}
+
+impl Instance {
+    /// Local id of the root.
+    pub(super) fn root(&self) -> u64 {
+        match self {
+            Instance::Rafs(image) => image.root(),
+            Instance::Passthrough(_) => super::ROOT,
+        }
+    }
+
+    /// The flags of `offered` that the instance wants for the whole connection.
+    pub(super) fn negotiate(&self, offered: FsOptions) -> Option<FsOptions> {
+        match self {
+            Instance::Rafs(_) => None,
+            // A file system that cannot say wants nothing.
+            Instance::Passthrough(host) => Some(host.init(offered).unwrap_or_else(|_| FsOptions::empty())),
+        }
+    }
 }
 
 impl std::fmt::Debug for Instance {

@@ -10,17 +10,17 @@ pub(crate) const ROOT: u64 = 1;
 /// Bits of a local id.
 const LOCAL_BITS: u32 = 40;
 /// The local part of a nodeid.
-pub(crate) const LOCAL_MASK: u64 = (1 << LOCAL_BITS) - 1;
+const LOCAL_MASK: u64 = (1 << LOCAL_BITS) - 1;
 /// Never a mount id: stands above the inode numbers of pseudo directories.
 pub(super) const PSEUDO_INO: u32 = (1 << 24) - 1;
 
 /// The mount id in a nodeid; 0 is the pseudo tree.
-pub(crate) fn mount_of(nodeid: u64) -> u32 {
+fn mount_of(nodeid: u64) -> u32 {
     (nodeid >> LOCAL_BITS) as u32
 }
 
 /// The local id in a nodeid.
-pub(crate) fn local_of(nodeid: u64) -> u64 {
+fn local_of(nodeid: u64) -> u64 {
     nodeid & LOCAL_MASK
 }
 
@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub parent: u64,
     name: Box<[u8]>,
     pub mount: Option<MountId>,
+    /// When an entry was added or removed last, or the directory made: seconds and nanoseconds since 1970.
+    pub changed: (u64, u32),
     children: BTreeMap<Box<[u8]>, u64>,
 }
 
@@ -58,6 +60,16 @@ impl Node {
     pub fn ino(&self) -> u64 {
         pseudo_ino(self.id)
     }
+
+    /// Its link count: itself, its name, and the `..` of each entry.
+    pub fn links(&self) -> u32 {
+        2 + self.children.len() as u32
+    }
+}
+
+fn now() -> (u64, u32) {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    (since.as_secs(), since.subsec_nanos())
 }
 
 fn pseudo_ino(id: u64) -> u64 {
@@ -83,6 +95,7 @@ impl Table {
             parent: ROOT,
             name: Box::default(),
             mount: None,
+            changed: now(),
             children: BTreeMap::new(),
         });
         Table {
@@ -100,7 +113,7 @@ impl Table {
     pub fn resolve(&self, nodeid: u64) -> Option<Target<'_>> {
         match mount_of(nodeid) {
             0 if nodeid == ROOT => match self.root.mount.and_then(|id| self.mount(id.0)) {
-                Some(mount) => Some(Target::Mount(mount, ROOT)),
+                Some(mount) => Some(Target::Mount(mount, mount.root)),
                 None => Some(Target::Pseudo(&self.root)),
             },
             0 => self.nodes.get(&nodeid).map(|node| Target::Pseudo(node)),
@@ -137,7 +150,7 @@ impl Table {
             .filter_map(|(name, id)| {
                 let child = self.nodes.get(id)?;
                 let ino = match child.mount.and_then(|id| self.mount(id.0)) {
-                    Some(mount) => ROOT ^ mount.ino_mask,
+                    Some(mount) => mount.root ^ mount.ino_mask,
                     None => child.ino(),
                 };
                 // A node id is never used twice, so it is a position that survives changes of the directory.
@@ -204,11 +217,13 @@ impl Table {
                         parent: id,
                         name: (*name).into(),
                         mount: None,
+                        changed: now(),
                         children: BTreeMap::new(),
                     };
                     next.nodes.insert(child, Arc::new(node));
                     next.change(id, |parent| {
                         parent.children.insert((*name).into(), child);
+                        parent.changed = now();
                     });
                     child
                 }
@@ -237,6 +252,7 @@ impl Table {
             next.nodes.remove(&id);
             next.change(parent, |parent| {
                 parent.children.remove(&name);
+                parent.changed = now();
             });
             id = parent;
         }

@@ -1,0 +1,15 @@
+//! The FUSE protocol: decode once into private memory, validate, dispatch, encode.
+//!
+//! * [`abi`]: the wire format.
+//! * [`decode`]: from guest memory to checked arguments.
+//! * [`init`]: what is negotiated, and the session.
+//! * [`dispatch`]: which operation goes where, and what each kind of mount answers.
+//! * [`reply`]: from what instances return to wire structs.
+//! * [`errno`]: the one error type of this border.
+
+pub(crate) mod abi;
+pub(crate) mod decode;
+pub(crate) mod dispatch;
+pub(crate) mod errno;
+pub(crate) mod init;
+pub(crate) mod reply;

@@ -1,0 +1,453 @@
+//! Requests that are answered later: reads of absent data, and jobs of the workers.
+//!
+//! A request is in the table from the moment it is put aside until somebody takes it out to answer it: the one
+//! who brings the result, the timer at its deadline, an INTERRUPT, an unmount, or the control thread that stops
+//! its ring. Taking it out is what decides the race between them, so each is answered once.
+//!
+//! While a ring is disabled its requests cannot be answered. They keep their answer until it is enabled again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use backend::store::FetchError;
+use parking_lot::{Condvar, Mutex};
+use rafs::fs::{Absent, HeldChunks, ReadOutcome};
+
+use super::request::{Parked, Request};
+use super::ring::Ring;
+use super::worker::Workers;
+use crate::fuse::errno::Errno;
+use crate::metrics::Metrics;
+use crate::mounts::{CloseListener, Instance, Mount, MountId};
+
+/// Requests in the table at most; further ones are answered ENOMEM. A driver has at most a queue's size in
+/// flight per queue, so that only a device with many large queues comes here.
+const LIMIT: usize = 4096;
+/// A read whose data was evicted between arrival and use is fetched again so many times.
+const ATTEMPTS: u32 = 16;
+
+/// What a request that waited is answered with.
+pub enum Answer {
+    /// A body.
+    Body(Vec<u8>),
+    /// An error number.
+    Errno(Errno),
+    /// Read again: what was absent has arrived.
+    Read(HeldChunks),
+}
+
+/// A read of an image.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageRead {
+    /// Local id.
+    pub inode: u64,
+    /// Where to start, in bytes.
+    pub offset: u64,
+    /// Bytes wanted.
+    pub size: u32,
+}
+
+struct Entry {
+    parked: Parked,
+    /// None once the answer is known.
+    mount: Option<Arc<Mount>>,
+    read: Option<ImageRead>,
+    attempts: u32,
+    /// None for jobs of a worker, which are as long as they are.
+    deadline: Option<Instant>,
+    /// Known, but the ring does not run.
+    ready: Option<Answer>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<u64, Entry>,
+    next: u64,
+    /// When the timer will look again; none if it sleeps until told.
+    alarm: Option<Instant>,
+    stopped: bool,
+}
+
+/// The table, its timer and its workers.
+pub struct Deferred {
+    state: Mutex<State>,
+    changed: Condvar,
+    workers: Workers,
+    metrics: Arc<Metrics>,
+    this: Weak<Deferred>,
+}
+
+impl Deferred {
+    /// An empty table with a running timer.
+    pub fn start(metrics: Arc<Metrics>) -> std::io::Result<Arc<Self>> {
+        let deferred = Arc::new_cyclic(|this| Deferred {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            workers: Workers::default(),
+            metrics,
+            this: Weak::clone(this),
+        });
+        let timer = Arc::clone(&deferred);
+        std::thread::Builder::new()
+            .name("deadlines".to_owned())
+            .spawn(move || timer.watch())?;
+        Ok(deferred)
+    }
+
+    /// Ends the timer. Requests still in the table belong to rings that are gone.
+    pub fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+        for entry in self.take_where(|_| true) {
+            entry.parked.abandon();
+        }
+    }
+
+    /// Puts a read aside until `absent` has arrived or the mount's deadline has passed.
+    pub fn park_read(&self, request: Request<'_>, mount: &Arc<Mount>, read: ImageRead, absent: Absent) {
+        let deadline = Instant::now() + mount.read_deadline;
+        let entry = |parked| Entry {
+            parked,
+            mount: Some(Arc::clone(mount)),
+            read: Some(read),
+            attempts: 0,
+            deadline: Some(deadline),
+            ready: None,
+        };
+        if let Some(id) = self.put_aside(request, Some(mount), entry) {
+            self.metrics.parked();
+            self.fetch(id, mount, absent, deadline);
+        }
+    }
+
+    /// Has a worker do `job`, which gives the body of the reply. Requests for a mount that is gone are refused.
+    pub fn run<J>(&self, request: Request<'_>, mount: Option<&Arc<Mount>>, job: J)
+    where
+        J: FnOnce() -> Result<Vec<u8>, Errno> + Send + 'static,
+    {
+        let entry = |parked| Entry {
+            parked,
+            mount: None,
+            read: None,
+            attempts: 0,
+            deadline: None,
+            ready: None,
+        };
+        let Some(id) = self.put_aside(request, mount, entry) else {
+            return;
+        };
+        self.metrics.deferred();
+        let this = Weak::clone(&self.this);
+        self.workers.run(move || {
+            let answer = match job() {
+                Ok(body) => Answer::Body(body),
+                Err(errno) => Answer::Errno(errno),
+            };
+            if let Some(this) = this.upgrade() {
+                this.finish(id, answer);
+            }
+        });
+    }
+
+    fn put_aside(
+        &self,
+        request: Request<'_>,
+        mount: Option<&Arc<Mount>>,
+        entry: impl FnOnce(Parked) -> Entry,
+    ) -> Option<u64> {
+        let mut state = self.state.lock();
+        // Closing a mount sets its mark first and then empties the table under this lock.
+        if mount.is_some_and(|mount| mount.is_closed()) {
+            drop(state);
+            request.fail(libc::ESTALE);
+            return None;
+        }
+        if state.entries.len() >= LIMIT {
+            drop(state);
+            request.fail(libc::ENOMEM);
+            return None;
+        }
+        let id = state.next;
+        state.next += 1;
+        let entry = entry(request.park());
+        let early = entry
+            .deadline
+            .is_some_and(|deadline| state.alarm.is_none_or(|alarm| deadline < alarm));
+        state.entries.insert(id, entry);
+        drop(state);
+        if early {
+            self.changed.notify_all();
+        }
+        Some(id)
+    }
+
+    fn fetch(&self, id: u64, mount: &Mount, absent: Absent, deadline: Instant) {
+        let Instance::Rafs(image) = &mount.instance else {
+            return self.finish(id, Answer::Errno(Errno::IO));
+        };
+        let this = Weak::clone(&self.this);
+        image.fetch_absent(
+            absent,
+            deadline,
+            Box::new(move |result| {
+                // This thread belongs to the store: it may have sockets and must not touch guest memory.
+                if let Some(this) = this.upgrade() {
+                    let table = Arc::clone(&this);
+                    this.workers.run(move || table.fetched(id, result));
+                }
+            }),
+        );
+    }
+
+    fn fetched(&self, id: u64, result: Result<HeldChunks, FetchError>) {
+        match result {
+            Ok(held) => self.finish(id, Answer::Read(held)),
+            Err(error) => {
+                tracing::warn!(%error, "a read fails because its data could not be fetched");
+                if error.timed_out {
+                    self.metrics.expired();
+                }
+                self.finish(id, Answer::Errno(Errno::IO));
+            }
+        }
+    }
+
+    /// Answers request `id`, unless somebody has done so.
+    fn finish(&self, id: u64, answer: Answer) {
+        let entry = self.state.lock().entries.remove(&id);
+        if let Some(entry) = entry {
+            self.answer(id, entry, answer);
+        }
+    }
+
+    fn answer(&self, id: u64, entry: Entry, answer: Answer) {
+        let Entry {
+            parked,
+            mount,
+            read,
+            attempts,
+            deadline,
+            ..
+        } = entry;
+        let mut active = match parked.resume() {
+            Ok(active) => active,
+            Err(parked) => {
+                let ready = Some(answer);
+                return self.keep(
+                    id,
+                    Entry {
+                        parked,
+                        mount,
+                        read,
+                        attempts,
+                        deadline,
+                        ready,
+                    },
+                );
+            }
+        };
+        let request = active.request(&self.metrics);
+        match (answer, mount, read) {
+            (Answer::Body(body), ..) => request.reply_bytes(&body),
+            (Answer::Errno(errno), ..) => request.fail(errno.get()),
+            (Answer::Read(held), Some(mount), Some(read)) => {
+                if let Some((parked, absent)) = read_again(request, &mount, read, &held) {
+                    drop(active);
+                    let (mount, read, attempts) = (Some(mount), Some(read), attempts + 1);
+                    let entry = Entry {
+                        parked,
+                        mount,
+                        read,
+                        attempts,
+                        deadline,
+                        ready: None,
+                    };
+                    self.fetch_again(id, entry, absent);
+                }
+            }
+            (Answer::Read(_), ..) => request.fail(libc::EIO),
+        }
+    }
+
+    /// Puts back a request whose answer is known but whose ring does not run.
+    fn keep(&self, id: u64, mut entry: Entry) {
+        if !matches!(entry.ready, Some(Answer::Read(_))) {
+            entry.mount = None;
+        }
+        let ring = Arc::clone(entry.parked.ring());
+        let mut state = self.state.lock();
+        if entry.mount.as_ref().is_some_and(|mount| mount.is_closed()) {
+            (entry.mount, entry.ready) = (None, Some(Answer::Errno(Errno::STALE)));
+        }
+        state.entries.insert(id, entry);
+        drop(state);
+        // The ring may have been enabled before the entry was back in the table.
+        if ring.can_complete() {
+            self.resume(&ring);
+        }
+    }
+
+    /// Puts back a read of which something is absent again.
+    fn fetch_again(&self, id: u64, entry: Entry, absent: Absent) {
+        let deadline = entry.deadline.filter(|deadline| Instant::now() < *deadline);
+        let (Some(mount), Some(deadline)) = (entry.mount.clone(), deadline) else {
+            return self.answer(id, entry, Answer::Errno(Errno::IO));
+        };
+        if entry.attempts > ATTEMPTS {
+            return self.answer(id, entry, Answer::Errno(Errno::IO));
+        }
+        let mut state = self.state.lock();
+        if mount.is_closed() {
+            drop((state, mount));
+            return self.answer(id, entry, Answer::Errno(Errno::STALE));
+        }
+        state.entries.insert(id, entry);
+        drop(state);
+        self.fetch(id, &mount, absent, deadline);
+    }
+
+    /// Answers what became ready while `ring` was disabled.
+    pub fn resume(&self, ring: &Arc<Ring>) {
+        let mut state = self.state.lock();
+        let ready = |entry: &Entry| entry.ready.is_some() && Arc::ptr_eq(entry.parked.ring(), ring);
+        let ids: Vec<u64> = state
+            .entries
+            .iter()
+            .filter(|(_, entry)| ready(entry))
+            .map(|(id, _)| *id)
+            .collect();
+        let entries: Vec<(u64, Entry)> = ids
+            .into_iter()
+            .filter_map(|id| Some((id, state.entries.remove(&id)?)))
+            .collect();
+        drop(state);
+        for (id, mut entry) in entries {
+            if let Some(answer) = entry.ready.take() {
+                self.answer(id, entry, answer);
+            }
+        }
+    }
+
+    /// Answers `EIO` to everything that waits for `ring`, which is being stopped.
+    pub fn fail_all(&self, ring: &Arc<Ring>) {
+        for entry in self.take_where(|entry| Arc::ptr_eq(entry.parked.ring(), ring)) {
+            // If it cannot be answered, dropping it settles it.
+            if let Ok(mut active) = entry.parked.resume() {
+                active.request(&self.metrics).fail(libc::EIO);
+            }
+        }
+    }
+
+    /// Forgets everything that waits for `ring`: its front-end is gone.
+    pub fn abandon_all(&self, ring: &Arc<Ring>) {
+        for entry in self.take_where(|entry| Arc::ptr_eq(entry.parked.ring(), ring)) {
+            entry.parked.abandon();
+        }
+    }
+
+    /// INTERRUPT: the driver does not want to wait for `unique` any more. Reads give up; what a worker does
+    /// cannot be taken back.
+    pub fn interrupt(&self, unique: u64) {
+        let mut state = self.state.lock();
+        let wanted = |entry: &Entry| entry.read.is_some() && entry.parked.unique() == unique;
+        let id = state
+            .entries
+            .iter()
+            .find(|(_, entry)| wanted(entry))
+            .map(|(id, _)| *id);
+        let found = id.and_then(|id| Some((id, state.entries.remove(&id)?)));
+        drop(state);
+        if let Some((id, entry)) = found {
+            self.answer(id, entry, Answer::Errno(Errno::INTR));
+        }
+    }
+
+    /// Requests in the table.
+    pub fn len(&self) -> usize {
+        self.state.lock().entries.len()
+    }
+
+    fn take_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let mut state = self.state.lock();
+        state
+            .entries
+            .extract_if(|_, entry| wanted(entry))
+            .map(|(_, entry)| entry)
+            .collect()
+    }
+
+    fn take_ids_where(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<(u64, Entry)> {
+        self.state
+            .lock()
+            .entries
+            .extract_if(|_, entry| wanted(entry))
+            .collect()
+    }
+
+    /// The timer thread.
+    fn watch(&self) {
+        let mut state = self.state.lock();
+        while !state.stopped {
+            let waiting = state.entries.values().filter(|entry| entry.ready.is_none());
+            state.alarm = waiting.filter_map(|entry| entry.deadline).min();
+            match state.alarm {
+                None => self.changed.wait(&mut state),
+                Some(alarm) if alarm > Instant::now() => {
+                    self.changed.wait_until(&mut state, alarm);
+                }
+                Some(_) => {
+                    drop(state);
+                    self.expire();
+                    state = self.state.lock();
+                }
+            }
+        }
+    }
+
+    fn expire(&self) {
+        let now = Instant::now();
+        let expired =
+            |entry: &Entry| entry.ready.is_none() && entry.deadline.is_some_and(|deadline| deadline <= now);
+        for (id, entry) in self.take_ids_where(expired) {
+            self.metrics.expired();
+            self.answer(id, entry, Answer::Errno(Errno::IO));
+        }
+    }
+}
+
+impl CloseListener for Deferred {
+    fn mount_closed(&self, id: MountId) {
+        let of_mount = |entry: &Entry| entry.mount.as_ref().is_some_and(|mount| mount.id == id);
+        for (id, mut entry) in self.take_ids_where(of_mount) {
+            entry.mount = None;
+            self.answer(id, entry, Answer::Errno(Errno::STALE));
+        }
+    }
+}
+
+/// Executes a read whose data has arrived. Gives the request back if something is absent again.
+fn read_again(
+    mut request: Request<'_>,
+    mount: &Mount,
+    read: ImageRead,
+    held: &HeldChunks,
+) -> Option<(Parked, Absent)> {
+    let Instance::Rafs(image) = &mount.instance else {
+        request.fail(libc::EIO);
+        return None;
+    };
+    let mut writer = request.data(read.size as usize);
+    match image.read_resident(read.inode, read.offset, read.size, held, &mut writer) {
+        Ok(ReadOutcome::Done(_)) => {
+            let written = writer.written();
+            request.reply_written(written);
+            None
+        }
+        Ok(ReadOutcome::Absent(absent)) => Some((request.park(), absent)),
+        Err(error) => {
+            request.fail(Errno::from(error).get());
+            None
+        }
+    }
+}

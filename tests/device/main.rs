@@ -1,0 +1,7 @@
+//! The device in this process, driven by the in-process front-end.
+
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+mod life;
+mod serve;
+mod setup;
