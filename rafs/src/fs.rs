@@ -29,7 +29,8 @@ use crate::superblock::Superblock;
 pub struct Options {
     /// Show the image's extended attributes.
     pub xattr: bool,
-    /// Check the v5 digest tree at mount.
+    /// Check all metadata at mount, including the digest tree of v5, and refuse the image if anything is wrong.
+    /// Without it, each file is checked when it is used.
     pub validate: bool,
 }
 
@@ -78,6 +79,13 @@ impl RafsFs {
     ) -> Result<Self, OpenError> {
         let refused = |error: Refused| error.at(path.to_owned());
         let reader = Reader::open(path)?;
+        if options.validate {
+            let mut first = None;
+            reader.check(&mut |_, damaged| {
+                first.get_or_insert(damaged);
+            });
+            first.map_or(Ok(()), |damaged| Err(refused(damaged.into())))?;
+        }
         let indexed = &reader.indexed;
         let mut blobs = Vec::with_capacity(indexed.image.superblock.blobs.len());
         for (position, facts) in indexed.image.superblock.blobs.iter().enumerate() {

@@ -5,6 +5,7 @@ mod v6;
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
 
+use crate::digest;
 use crate::error::{Damaged, Refused};
 use crate::image::Image;
 use crate::superblock::Format;
@@ -193,6 +194,13 @@ impl Image {
                 "symlink target of inode",
                 inode.id,
                 "contains a NUL",
+            ));
+        }
+        if matches!(inode.body, Body::V5 { .. }) && !digest::symlink_matches(self, inode, &target) {
+            return Err(Damaged::new(
+                "symlink target of inode",
+                inode.id,
+                "does not match its digest",
             ));
         }
         Ok(target)

@@ -5,9 +5,9 @@
 //! * [`layout`]: structures on disk and what one field allows by itself; no logic.
 //! * [`bootstrap`]: the bytes of a bootstrap, bounds-checked; where it is in a file.
 //! * [`superblock`]: what superblock and tables say, checked when an image is opened. `image`: both together.
-//! * [`inode`], `dir`, `xattr`: decoded on every use, nothing is kept.
+//! * [`inode`], `dir`, `xattr`: decoded on every use, nothing is kept. `digest`: the digest tree of v5.
 //! * `plan`: (inode, offset, size) to ranges of chunks. `index`: what the store must know of a chunk.
-//! * [`reader`]: metadata for tools. [`fs`]: the instance, a read-only file system over one image.
+//! * [`reader`]: metadata for tools; `check`: all of it. [`fs`]: the instance, a read-only file system over one image.
 //! * [`build`]: the writer, a tree becomes a bootstrap and a blob.
 //! * [`tar`]: archives, read and written.
 //! * [`error`]: what can be wrong with an image. `sys`: the crate's unsafe code.
@@ -16,6 +16,8 @@
 
 pub mod bootstrap;
 pub mod build;
+mod check;
+mod digest;
 mod dir;
 pub mod error;
 pub mod fs;

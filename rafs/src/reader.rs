@@ -7,6 +7,7 @@ use std::sync::Arc;
 use zerocopy::little_endian::U32;
 
 use crate::bootstrap::Bootstrap;
+pub use crate::check::Checked;
 use crate::error::{Damaged, OpenError};
 use crate::image::Image;
 use crate::index::Indexed;

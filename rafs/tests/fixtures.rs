@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fuse_backend_rs::api::filesystem::{Context, FileSystem};
+use rafsd_rafs::reader::Reader;
 use sha2::{Digest, Sha256};
 use support::{Expected, ExpectedEntry, Mount, fixture_names, fixtures, image_of};
 
@@ -332,5 +333,23 @@ fn the_prefetch_table_names_inodes_in_order() {
             .map(|(_, chunks)| chunks.len())
             .sum();
         assert!(chunks > 0);
+    }
+}
+
+#[test]
+fn every_fixture_passes_a_complete_check_of_its_metadata() {
+    let Some(fixtures) = fixtures() else { return };
+    for name in fixture_names(&fixtures) {
+        let fixture = fixtures.join(&name);
+        let reader = Reader::open(&image_of(&fixture)).unwrap();
+        let mut faults = Vec::new();
+        let checked = reader.check(&mut |path, damaged| {
+            faults.push(format!("{}: {damaged}", String::from_utf8_lossy(path)));
+        });
+        assert_eq!(faults, [""; 0], "{name}");
+        let expected = Expected::of(&fixture);
+        assert_eq!(checked.names, expected.entries.len() as u64, "{name}");
+        let links: usize = expected.hardlink_groups.iter().map(|group| group.len() - 1).sum();
+        assert_eq!(checked.inodes, checked.names - links as u64, "{name}");
     }
 }

@@ -5,9 +5,8 @@ use std::cmp::Ordering;
 use super::{Entry, check_name};
 use crate::error::Damaged;
 use crate::image::Image;
-use crate::inode::v5::{name, record, record_offset};
+use crate::inode::v5::{name, raw, record, record_offset};
 use crate::inode::{Body, Inode, Kind};
-use crate::layout::v5;
 use crate::superblock::Table;
 
 /// Cookies 1 and 2 are behind `.` and `..`.
@@ -43,7 +42,8 @@ fn child<'a>(image: &'a Image, table: Table, dir: &Inode, index: u64) -> Result<
         own
     } else if own.is_hardlinked() && own.id < index {
         let first = image.inode(own.id)?;
-        if !first.is_hardlinked() || first.size != own.size || first.nlink != own.nlink {
+        let same = first.size == own.size && first.nlink == own.nlink;
+        if !first.is_hardlinked() || !same || raw(image, first.offset)?.digest != raw(image, offset)?.digest {
             return Err(Damaged::new(
                 "inode",
                 offset,
@@ -116,7 +116,7 @@ pub(super) fn list<'a, E: From<Damaged>>(
             ),
             _ => {
                 let offset = record_offset(image, table, first + position - DOTS)?;
-                let record = image.bootstrap.get::<v5::Inode>("inode", offset)?;
+                let record = raw(image, offset)?;
                 let name = check_name(name(image, offset)?, dir.id)?;
                 (name, record.ino.get(), Kind::from_mode(record.mode.get()))
             }

@@ -1,10 +1,12 @@
 //! Chunks of RAFS v5, from the records of all files.
 //!
 //! A v5 file carries the complete record of each of its chunks, so there is no second place to compare it with.
-//! But the chunks of a blob lie back to back in its uncompressed view, in the order of their numbers. A chunk that
-//! fits neither of its neighbours is refused.
+//! But its inode has a digest of their digests, and the chunks of a blob lie back to back in its uncompressed view, in
+//! the order of their numbers. Records that do not match the digest of their inode count for nothing, and a chunk
+//! that fits neither of its neighbours is refused.
 
 use super::{CONTRADICTORY, ChunkMap, Place, Places, plausible};
+use crate::digest;
 use crate::error::Damaged;
 use crate::image::Image;
 use crate::inode::v5::{record, record_offset};
@@ -46,6 +48,9 @@ pub(super) fn build(image: &Image, inode_table: Table) -> Result<ChunkMap, Damag
         let records = image
             .bootstrap
             .array::<ChunkRecord>("chunk records", start, child_count)?;
+        if !digest::file_matches(image, &inode, records) {
+            continue;
+        }
         for (position, record) in (0u64..).zip(records) {
             if !plausible(record, blobs, image.superblock.chunk_size) {
                 continue;

@@ -31,9 +31,14 @@ pub(crate) fn record_offset(image: &Image, table: Table, index: u64) -> Result<u
     Ok(offset)
 }
 
+/// The record at `offset`, unchecked.
+pub(crate) fn raw(image: &Image, offset: u64) -> Result<&v5::Inode, Damaged> {
+    image.bootstrap.get("inode", offset)
+}
+
 /// Name of the record at `offset`.
 pub(crate) fn name(image: &Image, offset: u64) -> Result<&[u8], Damaged> {
-    let record = image.bootstrap.get::<v5::Inode>("inode", offset)?;
+    let record = raw(image, offset)?;
     image.bootstrap.slice(
         "inode name",
         offset + size_of::<v5::Inode>() as u64,
@@ -53,7 +58,7 @@ pub(super) fn inode(image: &Image, table: Table, ino: u64) -> Result<Inode, Dama
 /// Decodes the record at `offset`.
 pub(crate) fn record(image: &Image, offset: u64) -> Result<Inode, Damaged> {
     let damaged = |reason| Damaged::new("inode", offset, reason);
-    let record = image.bootstrap.get::<v5::Inode>("inode", offset)?;
+    let record = raw(image, offset)?;
     let mode = record.mode.get();
     let kind = Kind::from_mode(mode).ok_or(damaged("unknown type"))?;
     let flags = record.flags.get();
