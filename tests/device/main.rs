@@ -2,6 +2,8 @@
 
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod later;
 mod life;
 mod serve;
 mod setup;
+mod stub;
