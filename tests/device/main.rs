@@ -4,6 +4,7 @@
 
 mod later;
 mod life;
+mod matrix;
 mod serve;
 mod setup;
 mod stub;
