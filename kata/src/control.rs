@@ -105,7 +105,7 @@ pub struct Events {
 }
 
 /// What can be changed of a mount while it serves; absent members stay as they are.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// base64 of `user:password`.
     pub registry_auth: Option<crate::config::Secret>,

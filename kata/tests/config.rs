@@ -56,27 +56,21 @@ fn v1(change: impl FnOnce(&mut serde_json::Value)) -> String {
     value.to_string()
 }
 
-fn set(
-    text: fn(Box<dyn FnOnce(&mut serde_json::Value)>) -> String,
-    path: &str,
-    value: serde_json::Value,
-) -> String {
-    let path = path.to_owned();
-    text(Box::new(move |document| {
-        let mut at = document;
-        for key in path.split('.') {
-            at = &mut at[key];
-        }
-        *at = value;
-    }))
+/// Puts `value` where `path` leads.
+fn put(document: &mut serde_json::Value, path: &str, value: serde_json::Value) {
+    let mut at = document;
+    for key in path.split('.') {
+        at = &mut at[key];
+    }
+    *at = value;
 }
 
 fn set_v2(path: &str, value: serde_json::Value) -> String {
-    set(|change| v2(change), path, value)
+    v2(|document| put(document, path, value))
 }
 
 fn set_v1(path: &str, value: serde_json::Value) -> String {
-    set(|change| v1(change), path, value)
+    v1(|document| put(document, path, value))
 }
 
 #[test]

@@ -2,9 +2,7 @@
 
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-mod later;
 mod life;
 mod matrix;
 mod serve;
 mod setup;
-mod stub;

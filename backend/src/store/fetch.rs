@@ -370,20 +370,20 @@ impl Blob {
             return;
         }
         let Some(plan) = self.with_index(plan) else { return };
-        let mut chunks = Vec::with_capacity(plan.chunks.len());
+        let mut units: Vec<Unit> = Vec::new();
+        let ticket = Ticket::new(plan.priority);
         for &index in &plan.chunks {
             if self.is_resident(index) {
                 plan.waiter.arrived(index, None);
                 continue;
             }
-            match self.describe(index) {
-                Ok(chunk) => chunks.push(chunk),
+            let chunk = match self.describe(index) {
+                Ok(chunk) => chunk,
                 Err(error) => return plan.waiter.fail(error),
-            }
-        }
-        let ticket = Ticket::new(plan.priority);
-        let mut units: Vec<Unit> = Vec::new();
-        for (chunk, claim) in self.join(chunks, &ticket, plan.priority, Some(&plan.waiter)) {
+            };
+            let Some(claim) = self.join(&chunk, &ticket, plan.priority, Some(&plan.waiter)) else {
+                continue;
+            };
             if let Some(claim) = self.find_locally(&chunk, claim) {
                 self.add_unit(&mut units, chunk, claim, &ticket);
             }
@@ -411,64 +411,48 @@ impl Blob {
         Ok(chunk)
     }
 
-    /// Joins the flights of chunks, or starts them, which gives claims. Without a waiter, only starts them. All at once, so that
-    /// two who ask for the same chunks do not start half of the flights each.
+    /// Joins the flight of a chunk, or starts one, which gives a claim. Without a waiter, only starts one.
     fn join(
         self: &Arc<Self>,
-        chunks: Vec<Chunk>,
+        chunk: &Chunk,
         ticket: &Arc<Ticket>,
         priority: Priority,
         waiter: Option<&Arc<Waiter>>,
-    ) -> Vec<(Chunk, Claim)> {
-        let keyed: Vec<_> = chunks
-            .into_iter()
-            .map(|chunk| ((chunk.index, codec::stamp(&self.description, &chunk)), chunk))
-            .collect();
-        let (mut claims, mut arrived, mut raised) = (Vec::new(), Vec::new(), Vec::new());
+    ) -> Option<Claim> {
+        let key = (chunk.index, codec::stamp(&self.description, chunk));
         let mut flights = self.shared.flights.lock();
-        for (key, chunk) in keyed {
-            // Landing marks the chunk resident first and removes the flight then: no chunk is missed in between.
-            if self.is_resident(key.0) {
-                arrived.push(key.0);
-                continue;
-            }
-            let waiters = waiter.map(|waiter| (Arc::clone(waiter), Arc::clone(self)));
-            if let Some(flight) = flights.get_mut(&key) {
-                flight.waiters.extend(waiters);
-                raised.push(Arc::clone(&flight.ticket));
-                continue;
-            }
-            let waiters = waiters.into_iter().collect();
-            flights.insert(
-                key,
-                Flight {
-                    waiters,
-                    ticket: Arc::clone(ticket),
-                },
-            );
-            claims.push((
-                chunk,
-                Claim {
-                    blob: Arc::clone(self),
-                    key,
-                    landed: false,
-                },
-            ));
+        // Landing marks the chunk resident first and removes the flight then: no chunk is missed in between.
+        if self.is_resident(chunk.index) {
+            drop(flights);
+            waiter.inspect(|waiter| waiter.arrived(chunk.index, None));
+            return None;
         }
+        let waiters: Vec<_> = waiter
+            .map(|waiter| (Arc::clone(waiter), Arc::clone(self)))
+            .into_iter()
+            .collect();
+        if let Some(flight) = flights.get_mut(&key) {
+            flight.waiters.extend(waiters);
+            let (ticket, raise) = (Arc::clone(&flight.ticket), waiter.is_some());
+            drop(flights);
+            if raise {
+                self.engine().budget.raise(self.shared.lane, &ticket, priority);
+            }
+            return None;
+        }
+        flights.insert(
+            key,
+            Flight {
+                waiters,
+                ticket: Arc::clone(ticket),
+            },
+        );
         drop(flights);
-        if let Some(waiter) = waiter {
-            arrived.into_iter().for_each(|index| waiter.arrived(index, None));
-            let budget = &self.engine().budget;
-            raised
-                .iter()
-                .for_each(|ticket| budget.raise(self.shared.lane, ticket, priority));
-        }
-        claims
-    }
-
-    /// Starts the flight of a chunk that nobody has asked for yet.
-    fn start(self: &Arc<Self>, chunk: Chunk, ticket: &Arc<Ticket>) -> Option<(Chunk, Claim)> {
-        self.join(vec![chunk], ticket, Priority::Background, None).pop()
+        Some(Claim {
+            blob: Arc::clone(self),
+            key,
+            landed: false,
+        })
     }
 
     /// Lands the flight of a chunk that is on this host already; gives the claim back if it is not.
@@ -526,7 +510,9 @@ impl Blob {
                 if !codec::same_unit(chunk, &other) {
                     break;
                 }
-                found.extend(self.start(other, ticket));
+                if let Some(claim) = self.join(&other, ticket, Priority::Background, None) {
+                    found.push((other, claim));
+                }
             }
         }
         found
@@ -585,7 +571,7 @@ impl Blob {
             if start > range.end || end < range.start || joined.end - joined.start > limit {
                 return;
             }
-            let Some((chunk, claim)) = self.start(chunk, ticket) else {
+            let Some(claim) = self.join(&chunk, ticket, Priority::Background, None) else {
                 return;
             };
             let Some(claim) = self.find_locally(&chunk, claim) else {

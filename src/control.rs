@@ -1,0 +1,377 @@
+//! Fulfils [`kata::Control`]: wire request → mount specification → mount.
+//!
+//! The mount table of the device knows what the guest sees; this one knows what the runtime asked for. A
+//! mountpoint is taken before its instance is built and given back if that fails, so that of two requests for the same
+//! place one wins at once, and no lock is held while an image is opened.
+
+mod instance;
+mod superblock;
+mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kata::Control;
+use kata::config::Config;
+use kata::control::metrics::{AccessRecord, BackendMetrics, CacheMetrics, FileMetrics, FsMetrics, InFlight};
+use kata::control::{ControlError, Events, MountInfo, MountRequest, Settings, State, Version};
+use kata::timestamp::Utc;
+
+use crate::logging::Log;
+use crate::mounts::{Instance, MountError, MountOptions, Mounts};
+pub use instance::Instances;
+use instance::Kind;
+use table::{Mounted, MountedImage, Table};
+
+/// Ends the daemon.
+pub type Stop = tokio::sync::mpsc::UnboundedSender<()>;
+
+/// What the API acts on.
+pub struct DaemonControl {
+    mounts: Arc<Mounts>,
+    instances: Instances,
+    table: Table,
+    state: AtomicU8,
+    identity: Identity,
+    log: Log,
+    stop: Stop,
+}
+
+/// What the command line says that the daemon is.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// `--id`.
+    pub id: Option<String>,
+    /// `--supervisor`.
+    pub supervisor: Option<String>,
+}
+
+impl DaemonControl {
+    /// A daemon that composes itself ([`State::Init`]) and has no mounts.
+    pub fn new(mounts: Arc<Mounts>, instances: Instances, identity: Identity, log: Log, stop: Stop) -> Self {
+        Self {
+            mounts,
+            instances,
+            table: Table::default(),
+            state: AtomicU8::new(State::Init as u8),
+            identity,
+            log,
+            stop,
+        }
+    }
+
+    /// Tells the API what state the daemon is in.
+    pub fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::SeqCst);
+    }
+
+    /// Mounts the image at `bootstrap` with a configuration that is read already.
+    ///
+    /// # Errors
+    ///
+    /// As of a mount over the API.
+    pub fn mount_image(
+        &self,
+        mountpoint: &str,
+        bootstrap: &str,
+        config: Config,
+        prefetch_files: Vec<String>,
+    ) -> Result<(), ControlError> {
+        let path = mountpoint_of(mountpoint)?;
+        let place = self.table.take(&path)?;
+        let (instance, mounted) = self.open_image(&path, bootstrap, config, &prefetch_files)?;
+        self.mounts
+            .mount(&path, instance, MountOptions::default())
+            .map_err(refused)?;
+        place.fill(mounted);
+        tracing::info!("mounted image {bootstrap} at {path}");
+        Ok(())
+    }
+
+    fn open_image(
+        &self,
+        path: &str,
+        bootstrap: &str,
+        config: Config,
+        prefetch_files: &[String],
+    ) -> Result<(Instance, Mounted), ControlError> {
+        let (instance, source) = self.instances.image(path, bootstrap, &config, prefetch_files)?;
+        let image = MountedImage {
+            config,
+            settings: Settings::default(),
+            source,
+            instance: Arc::downgrade(&instance),
+        };
+        let mounted = Mounted {
+            kind: Kind::Image,
+            since: Utc::now(),
+            image: Some(image),
+        };
+        Ok((Instance::Rafs(instance), mounted))
+    }
+
+    /// Mounts the directory `source` of the host.
+    ///
+    /// # Errors
+    ///
+    /// As of a mount over the API.
+    pub fn mount_directory(&self, mountpoint: &str, source: &str) -> Result<(), ControlError> {
+        let path = mountpoint_of(mountpoint)?;
+        let place = self.table.take(&path)?;
+        let instance = self.instances.directory(source)?;
+        self.mounts
+            .mount(&path, instance, MountOptions::default())
+            .map_err(refused)?;
+        place.fill(Mounted {
+            kind: Kind::Directory,
+            since: Utc::now(),
+            image: None,
+        });
+        tracing::info!("mounted directory {source} at {path}");
+        Ok(())
+    }
+}
+
+impl Control for DaemonControl {
+    fn state(&self) -> State {
+        let state = self.state.load(Ordering::SeqCst);
+        [State::Init, State::Ready, State::Running]
+            .into_iter()
+            .find(|candidate| *candidate as u8 == state)
+            .unwrap_or(State::Stopped)
+    }
+
+    fn version(&self) -> Version {
+        Version {
+            package_ver: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+            git_commit: env!("RAFSD_GIT_COMMIT").to_owned(),
+            build_time: env!("RAFSD_BUILD_TIME").to_owned(),
+            profile: env!("RAFSD_PROFILE").to_owned(),
+            rustc: env!("RAFSD_RUSTC").to_owned(),
+        }
+    }
+
+    fn id(&self) -> Option<String> {
+        self.identity.id.clone()
+    }
+
+    fn supervisor(&self) -> Option<String> {
+        self.identity.supervisor.clone()
+    }
+
+    fn mounts(&self) -> BTreeMap<String, MountInfo> {
+        self.table.all(|path, mounted| MountInfo {
+            backend_type: mounted.kind.name().to_owned(),
+            mountpoint: path.to_owned(),
+            mounted_time: mounted.since.for_wire(),
+            config: mounted
+                .image
+                .as_ref()
+                .and_then(|image| serde_json::to_value(&image.config).ok()),
+        })
+    }
+
+    fn mount(&self, mountpoint: &str, request: MountRequest) -> Result<(), ControlError> {
+        match Kind::of(&request.fs_type)? {
+            Kind::Directory => self.mount_directory(mountpoint, &request.source),
+            Kind::Image => {
+                let config = instance::configuration(&request.config)?;
+                let prefetch_files = request.prefetch_files.unwrap_or_default();
+                self.mount_image(mountpoint, &request.source, config, prefetch_files)
+            }
+        }
+        .inspect_err(|error| tracing::warn!("mount at {mountpoint} refused: {error}"))
+    }
+
+    fn remount(&self, mountpoint: &str, request: MountRequest) -> Result<(), ControlError> {
+        let path = mountpoint_of(mountpoint)?;
+        let place = self.table.take_mounted(&path)?;
+        if Kind::of(&request.fs_type)? != Kind::Image || place.mounted().kind != Kind::Image {
+            return Err(ControlError::failed(format!(
+                "remount {path}: filesystem type mismatch, expect RAFS: only an image can be replaced by an image"
+            )));
+        }
+        let config = instance::configuration(&request.config)?;
+        let prefetch_files = request.prefetch_files.unwrap_or_default();
+        let (instance, mounted) = self.open_image(&path, &request.source, config, &prefetch_files)?;
+        self.mounts
+            .replace(&path, instance, MountOptions::default())
+            .map_err(refused)?;
+        place.replace(mounted);
+        tracing::info!("remounted image {} at {path}", request.source);
+        Ok(())
+    }
+
+    fn umount(&self, mountpoint: &str) -> Result<(), ControlError> {
+        let path = mountpoint_of(mountpoint)?;
+        let place = self.table.take_mounted(&path)?;
+        self.mounts.umount(&path).map_err(refused)?;
+        place.clear();
+        tracing::info!("unmounted {path}");
+        Ok(())
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), ControlError> {
+        self.log.set_level(level).map_err(ControlError::failed)
+    }
+
+    fn start(&self) -> Result<(), ControlError> {
+        Err(ControlError::unexpected_event(
+            "Start",
+            self.state(),
+            State::Ready,
+        ))
+    }
+
+    fn exit(&self) -> Result<(), ControlError> {
+        // Nobody listens any more: the daemon ends already.
+        let _ = self.stop.send(());
+        Ok(())
+    }
+
+    fn events(&self) -> Events {
+        self.log.errors()
+    }
+
+    fn superblock(&self, mountpoint: &str) -> Result<serde_json::Value, ControlError> {
+        let path = mountpoint_of(mountpoint)?;
+        let found = self.table.with(&path, |mounted| {
+            let image = mounted.image.as_ref()?;
+            Some((
+                image.instance.upgrade()?,
+                image.config.rafs.as_ref().map_or(0, |rafs| rafs.batch_size),
+            ))
+        })?;
+        match found {
+            Some((image, batch_size)) => Ok(superblock::dump(image.superblock(), batch_size)),
+            None => Err(ControlError::failed(format!(
+                "{path}: filesystem type mismatch, expect RAFS"
+            ))),
+        }
+    }
+
+    fn settings(&self) -> BTreeMap<String, Settings> {
+        let settings = |mounted: &Mounted| mounted.image.as_ref().map(|image| image.settings.clone());
+        let all = self.table.all(|_, mounted| settings(mounted).unwrap_or_default());
+        all.into_iter()
+            .filter(|(_, settings)| *settings != Settings::default())
+            .collect()
+    }
+
+    fn change_settings(&self, mountpoint: &str, change: Settings) -> Result<(), ControlError> {
+        let path = mountpoint_of(mountpoint)?;
+        if change.proxy_url.is_some() || change.dragonfly_scheduler_endpoint.is_some() {
+            return Err(ControlError::unsupported(
+                "the proxy of a mount cannot be changed while it serves",
+            ));
+        }
+        let Some(auth) = change.registry_auth else {
+            return Ok(());
+        };
+        let source = self.table.with(&path, |mounted| {
+            mounted.image.as_ref().map(|image| image.source.clone())
+        })?;
+        let source = source.ok_or_else(|| {
+            ControlError::failed(format!(
+                "Configure: {path}: filesystem type mismatch, expect RAFS"
+            ))
+        })?;
+        self.instances.replace_auth(&source, auth.expose())?;
+        self.table.change(&path, |mounted| {
+            if let Some(image) = &mut mounted.image {
+                image.settings.registry_auth = Some(auth);
+            }
+        })
+    }
+
+    fn fs_metrics(&self, id: Option<&str>) -> Result<FsMetrics, ControlError> {
+        Err(self.no_counter(id))
+    }
+
+    fn file_metrics(&self, id: Option<&str>) -> Result<BTreeMap<u64, FileMetrics>, ControlError> {
+        Err(self.no_counter(id))
+    }
+
+    fn latest_files(&self, id: Option<&str>) -> Result<Vec<Vec<u64>>, ControlError> {
+        Err(self.no_counter(id))
+    }
+
+    fn access_pattern(&self, id: Option<&str>) -> Result<Vec<AccessRecord>, ControlError> {
+        Err(self.no_counter(id))
+    }
+
+    fn backend_metrics(&self, id: Option<&str>) -> Result<BackendMetrics, ControlError> {
+        Err(self.no_counter(id))
+    }
+
+    fn cache_metrics(&self, id: Option<&str>) -> Result<CacheMetrics, ControlError> {
+        Err(self.no_counter(id))
+    }
+
+    fn in_flight(&self) -> Result<Vec<InFlight>, ControlError> {
+        Err(ControlError::unsupported("requests in flight are not listed"))
+    }
+}
+
+impl DaemonControl {
+    fn no_counter(&self, id: Option<&str>) -> ControlError {
+        ControlError::no_counter(format!("nothing is counted for {}", id.unwrap_or("any mount")))
+    }
+}
+
+/// Checks and normalises a mountpoint: absolute, no `.` or `..`, no empty components.
+fn mountpoint_of(text: &str) -> Result<String, ControlError> {
+    let refuse = |why: &str| {
+        Err(ControlError::failed(format!(
+            "mountpoint {text:?}: invalid path: {why}"
+        )))
+    };
+    if !text.starts_with('/') {
+        return refuse("it must be absolute");
+    }
+    let mut path = String::with_capacity(text.len());
+    for name in text.split('/').filter(|name| !name.is_empty()) {
+        if name == "." || name == ".." {
+            return refuse("it must not contain `.` or `..`");
+        }
+        path.push('/');
+        path.push_str(name);
+    }
+    Ok(if path.is_empty() { "/".to_owned() } else { path })
+}
+
+/// The texts that clients look for.
+fn refused(error: MountError) -> ControlError {
+    ControlError::failed(match &error {
+        MountError::Busy(path) => format!("mountpoint {path}: object or filesystem already exists"),
+        MountError::NotMounted(path) => format!("mountpoint {path}: object or filesystem doesn't exist"),
+        MountError::BadPath { .. } => format!("invalid path: {error}"),
+        MountError::Exhausted => format!("vfs maximum mountpoints reached: {error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountpoints_are_normalised_or_refused() {
+        for (text, path) in [
+            ("/containers", "/containers"),
+            ("/rafs/c1/lowerdir/", "/rafs/c1/lowerdir"),
+            ("//a///b", "/a/b"),
+            ("/", "/"),
+            ("/..a/b..", "/..a/b.."),
+        ] {
+            assert_eq!(mountpoint_of(text).unwrap(), path);
+        }
+        for text in ["", "containers", "./a", "/a/../b", "/a/.", ".."] {
+            let error = mountpoint_of(text).unwrap_err();
+            assert!(
+                error.status == 500 && error.message.contains("mountpoint"),
+                "{error:?}"
+            );
+        }
+    }
+}

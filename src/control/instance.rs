@@ -1,0 +1,143 @@
+//! From a mount request to a file system.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use backend::config::{Secret, SourceConfig, StoreOptions};
+use backend::store::Store;
+use kata::config::Config;
+use kata::control::ControlError;
+use parking_lot::Mutex;
+use rafs::fs::RafsFs;
+
+use crate::config::{self, HostConfig};
+use crate::mounts::Instance;
+
+/// What can be mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Image,
+    Directory,
+}
+
+impl Kind {
+    /// By `fs_type` of a mount request.
+    pub fn of(fs_type: &str) -> Result<Self, ControlError> {
+        match fs_type {
+            "rafs" => Ok(Self::Image),
+            "passthrough" | "passthroughfs" | "passthrough_fs" => Ok(Self::Directory),
+            other => Err(ControlError::failed(format!(
+                "invalid argument: only 'rafs' and 'passthrough_fs' are supported, but {other:?} was specified"
+            ))),
+        }
+    }
+
+    /// The name that the API shows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "Rafs",
+            Self::Directory => "PassthroughFs",
+        }
+    }
+}
+
+/// Reads the configuration of a mount request.
+pub(super) fn configuration(text: &str) -> Result<Config, ControlError> {
+    let parsed = Config::parse(text)
+        .map_err(|error| ControlError::failed(format!("RAFS failed to handle request: {error}")))?;
+    if !parsed.unknown.is_empty() {
+        tracing::warn!(
+            "configuration: unknown keys are ignored: {}",
+            parsed.unknown.join(", ")
+        );
+    }
+    Ok(parsed.config)
+}
+
+/// Makes file systems. The store of chunks, with its threads, is made when the first image needs it.
+pub struct Instances {
+    host: HostConfig,
+    headers: Vec<(String, Secret)>,
+    store: OnceLock<Store>,
+    making_store: Mutex<()>,
+}
+
+impl Instances {
+    /// Directories of the host are served as `host` says; `headers` go with every request for chunks.
+    pub fn new(host: HostConfig, headers: Vec<(String, Secret)>) -> Self {
+        Self {
+            host,
+            headers,
+            store: OnceLock::new(),
+            making_store: Mutex::new(()),
+        }
+    }
+
+    fn store(&self) -> Result<&Store, ControlError> {
+        let _one_at_a_time = self.making_store.lock();
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let store = Store::new(StoreOptions::default())
+            .map_err(|error| ControlError::failed(format!("cannot start the chunk store: {error}")))?;
+        Ok(self.store.get_or_init(|| store))
+    }
+
+    /// Opens the image whose bootstrap is `source`. Needs no network.
+    pub(super) fn image(
+        &self,
+        mountpoint: &str,
+        source: &str,
+        config: &Config,
+        prefetch_files: &[String],
+    ) -> Result<(Arc<RafsFs>, SourceConfig), ControlError> {
+        let refuse = |reason: &dyn std::fmt::Display| {
+            ControlError::failed(format!("mount of image {source} at {mountpoint}: {reason}"))
+        };
+        if let Some(relative) = prefetch_files.iter().find(|path| !path.starts_with('/')) {
+            return Err(refuse(&format!(
+                "invalid prefetch file list: {relative:?} is not absolute"
+            )));
+        }
+        let image = config::image(config, &self.headers).map_err(|reason| refuse(&reason))?;
+        let store = self.store()?;
+        let opened = RafsFs::open(Path::new(source), image.options, &mut |description| {
+            store.open_blob(description, &image.source, &image.cache)
+        });
+        let opened = opened
+            .map_err(|error| refuse(&format!("Failed to fill superBlock: {error}{}", cause(&error))))?;
+        Ok((Arc::new(opened), image.source))
+    }
+
+    /// Gives the source of an image new credentials. Blobs that use it keep using it.
+    pub(super) fn replace_auth(&self, source: &SourceConfig, auth: &str) -> Result<(), ControlError> {
+        self.store()?
+            .replace_auth(source, Secret::new(auth))
+            .map_err(|error| {
+                ControlError::failed(format!("Configure: registry_auth: {error}{}", cause(&error)))
+            })
+    }
+
+    /// Opens the directory `source` of the host.
+    pub(super) fn directory(&self, source: &str) -> Result<Instance, ControlError> {
+        passthrough::PassthroughFs::new(self.host.of(source))
+            .map(|tree| Instance::Passthrough(Arc::new(tree)))
+            .map_err(|error| {
+                ControlError::failed(format!(
+                    "passthroughfs failed to handle request: {error}{}",
+                    cause(&error)
+                ))
+            })
+    }
+}
+
+/// The chain of causes, each introduced by a colon.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text.push_str(&format!(": {error}"));
+        next = error.source();
+    }
+    text
+}

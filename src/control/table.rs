@@ -1,0 +1,229 @@
+//! What was asked for, by mountpoint. Places are taken first and filled later.
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+
+use backend::config::SourceConfig;
+use kata::config::Config;
+use kata::control::{ControlError, Settings};
+use kata::timestamp::Utc;
+use parking_lot::Mutex;
+use rafs::fs::RafsFs;
+
+use super::instance::Kind;
+
+/// A mount as it was asked for.
+#[derive(Clone)]
+pub(super) struct Mounted {
+    pub kind: Kind,
+    pub since: Utc,
+    /// Only of images.
+    pub image: Option<MountedImage>,
+}
+
+/// What is particular to images.
+#[derive(Clone)]
+pub(super) struct MountedImage {
+    /// With its secrets.
+    pub config: Config,
+    /// What was changed since.
+    pub settings: Settings,
+    /// Where its blobs come from at present.
+    pub source: SourceConfig,
+    /// The instance; the device's table owns it.
+    pub instance: Weak<RafsFs>,
+}
+
+enum Slot {
+    /// Something is about to be mounted here.
+    Taken,
+    Mounted(Box<Mounted>),
+    /// Mounted, and about to be changed or unmounted.
+    Changing(Box<Mounted>),
+}
+
+/// The table.
+#[derive(Default)]
+pub(super) struct Table {
+    slots: Mutex<BTreeMap<String, Slot>>,
+}
+
+impl Table {
+    /// Takes a free mountpoint. Dropping the place gives it back.
+    pub fn take(&self, path: &str) -> Result<Place<'_>, ControlError> {
+        let mut slots = self.slots.lock();
+        if slots.contains_key(path) {
+            return Err(ControlError::failed(format!(
+                "mountpoint {path}: object or filesystem already exists"
+            )));
+        }
+        slots.insert(path.to_owned(), Slot::Taken);
+        Ok(Place {
+            table: self,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Takes a mount, to change it or to unmount it. Dropping it leaves it as it was.
+    pub fn take_mounted(&self, path: &str) -> Result<TakenMount<'_>, ControlError> {
+        let mut slots = self.slots.lock();
+        match slots.get_mut(path) {
+            Some(slot @ Slot::Mounted(_)) => {
+                let Slot::Mounted(mounted) = std::mem::replace(slot, Slot::Taken) else {
+                    return Err(missing(path));
+                };
+                *slot = Slot::Changing(mounted.clone());
+                Ok(TakenMount {
+                    table: self,
+                    path: path.to_owned(),
+                    mounted,
+                })
+            }
+            Some(Slot::Changing(_)) => Err(busy(path)),
+            Some(Slot::Taken) | None => Err(missing(path)),
+        }
+    }
+
+    /// Looks at one mount. Keep it short.
+    pub fn with<T>(&self, path: &str, look: impl FnOnce(&Mounted) -> T) -> Result<T, ControlError> {
+        match self.slots.lock().get(path) {
+            Some(Slot::Mounted(mounted) | Slot::Changing(mounted)) => Ok(look(mounted)),
+            Some(Slot::Taken) | None => Err(missing(path)),
+        }
+    }
+
+    /// Changes what is known of one mount. Keep it short.
+    pub fn change<T>(&self, path: &str, change: impl FnOnce(&mut Mounted) -> T) -> Result<T, ControlError> {
+        match self.slots.lock().get_mut(path) {
+            Some(Slot::Mounted(mounted)) => Ok(change(mounted)),
+            Some(Slot::Changing(_)) => Err(busy(path)),
+            Some(Slot::Taken) | None => Err(missing(path)),
+        }
+    }
+
+    /// Looks at all mounts. Keep it short.
+    pub fn all<T>(&self, look: impl Fn(&str, &Mounted) -> T) -> BTreeMap<String, T> {
+        let slots = self.slots.lock();
+        slots
+            .iter()
+            .filter_map(|(path, slot)| match slot {
+                Slot::Mounted(mounted) | Slot::Changing(mounted) => Some((path.clone(), look(path, mounted))),
+                Slot::Taken => None,
+            })
+            .collect()
+    }
+}
+
+fn busy(path: &str) -> ControlError {
+    ControlError::failed(format!("mountpoint {path}: another request is changing it"))
+}
+
+fn missing(path: &str) -> ControlError {
+    ControlError::failed(format!("mountpoint {path}: object or filesystem doesn't exist"))
+}
+
+/// A mountpoint that is kept free for one request.
+pub(super) struct Place<'a> {
+    table: &'a Table,
+    path: String,
+}
+
+impl Place<'_> {
+    /// It is mounted now.
+    pub fn fill(self, mounted: Mounted) {
+        self.table
+            .slots
+            .lock()
+            .insert(self.path.clone(), Slot::Mounted(Box::new(mounted)));
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.table.slots.lock();
+        if matches!(slots.get(&self.path), Some(Slot::Taken)) {
+            slots.remove(&self.path);
+        }
+    }
+}
+
+/// A mount that one request is changing.
+pub(super) struct TakenMount<'a> {
+    table: &'a Table,
+    path: String,
+    mounted: Box<Mounted>,
+}
+
+impl TakenMount<'_> {
+    /// What is mounted.
+    pub fn mounted(&self) -> &Mounted {
+        &self.mounted
+    }
+
+    /// Something else is mounted now.
+    pub fn replace(self, mounted: Mounted) {
+        self.table
+            .slots
+            .lock()
+            .insert(self.path.clone(), Slot::Mounted(Box::new(mounted)));
+    }
+
+    /// Nothing is mounted any more.
+    pub fn clear(self) {
+        self.table.slots.lock().remove(&self.path);
+    }
+}
+
+impl Drop for TakenMount<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.table.slots.lock();
+        if let Some(slot @ Slot::Changing(_)) = slots.get_mut(&self.path) {
+            *slot = Slot::Mounted(self.mounted.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> Mounted {
+        Mounted {
+            kind: Kind::Directory,
+            since: Utc::now(),
+            image: None,
+        }
+    }
+
+    #[test]
+    fn a_place_is_given_once_and_given_back() {
+        let table = Table::default();
+        let place = table.take("/a").unwrap();
+        assert!(table.take("/a").is_err());
+        assert!(table.take_mounted("/a").is_err(), "not mounted yet");
+        assert!(table.all(|_, _| ()).is_empty());
+        drop(place);
+        table.take("/a").unwrap().fill(directory());
+        assert!(table.take("/a").is_err());
+        assert_eq!(table.all(|_, _| ()).len(), 1);
+    }
+
+    #[test]
+    fn a_mount_is_changed_by_one_request_at_a_time() {
+        let table = Table::default();
+        table.take("/a").unwrap().fill(directory());
+        let taken = table.take_mounted("/a").unwrap();
+        assert!(table.take_mounted("/a").is_err());
+        assert!(table.with("/a", |_| ()).is_ok(), "still shown");
+        drop(taken);
+        table.take_mounted("/a").unwrap().clear();
+        assert!(
+            table
+                .take_mounted("/a")
+                .err()
+                .unwrap()
+                .message
+                .contains("doesn't exist")
+        );
+    }
+}

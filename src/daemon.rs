@@ -1,0 +1,265 @@
+//! Owns the parts; starts and stops them in order: INIT → READY → RUNNING → STOPPED.
+//!
+//! Both sockets are bound before anything else is done: runtimes look for the API socket at once and wait long
+//! before they look again, and a machine monitor connects to the device once. Whatever connects early waits in the
+//! queue of its socket. The API says RUNNING when the device listens; it does not wait for a front-end, because
+//! runtimes mount before they start one.
+
+mod inherited;
+mod socket;
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata::api::Server;
+use kata::config::{Backend, Config};
+use kata::control::State;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::cli::{Cli, VirtioFs};
+use crate::config::{self, HostConfig};
+use crate::control::{DaemonControl, Identity, Instances};
+use crate::error::Error;
+use crate::logging::{Log, LogFile};
+use crate::mounts::Mounts;
+use crate::virtio::{Device, DeviceOptions};
+use socket::Socket;
+
+/// How long the parts may take to stop.
+const STOP: Duration = Duration::from_millis(900);
+
+/// Descriptors that are left to the rest of the system.
+const SPARE_FILES: u64 = 16_384;
+
+/// Serves until a signal or the API ends it.
+///
+/// # Errors
+///
+/// The daemon could not start; then it has left nothing behind.
+pub fn run(cli: Cli) -> Result<(), Error> {
+    let (device_socket, device_listener) = listen_for_device(&cli.virtiofs)?;
+    let api = cli.process.apisock.as_deref().map(Socket::listen).transpose()?;
+    let log_file = open_log_file(&cli)?;
+    let log = Log::start(cli.process.log_level, log_file)?;
+    let ended = serve(&cli, &log, device_listener, device_socket, api);
+    log.flush();
+    ended
+}
+
+fn serve(
+    cli: &Cli,
+    log: &Log,
+    device_listener: UnixListener,
+    device_socket: Option<Socket>,
+    api: Option<(Socket, UnixListener)>,
+) -> Result<(), Error> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| Error::Start(format!("{what}: {error}"));
+    // Signals are caught from here on: an early one ends the daemon as soon as it has started.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|error| failed("main loop", &error))?;
+    let _guard = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed("SIGTERM", &error))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed("SIGINT", &error))?;
+    let (stop, mut stopped) = unbounded_channel();
+
+    warn_of_options_without_effect(cli);
+    raise_file_limit(cli.process.rlimit_nofile);
+    let mounts = Arc::new(Mounts::new());
+    let instances = Instances::new(
+        HostConfig::new(&cli.virtiofs.virtiofsd),
+        config::headers_of_environment(),
+    );
+    let identity = Identity {
+        id: cli.process.id.clone(),
+        supervisor: cli.process.supervisor.clone(),
+    };
+    let control = Arc::new(DaemonControl::new(
+        mounts.clone(),
+        instances,
+        identity,
+        log.clone(),
+        stop,
+    ));
+    mount_at_start(&control, &cli.virtiofs)?;
+
+    let options = DeviceOptions {
+        request_queues: cli.virtiofs.request_queues,
+        ..DeviceOptions::default()
+    };
+    let device = Device::start(device_listener, mounts, options).map_err(|error| failed("device", &error))?;
+    control.set_state(State::Running);
+    let (api_socket, server) = match api {
+        Some((socket, listener)) => {
+            let server = Server::start(listener, control.clone()).map_err(|error| failed("API", &error))?;
+            (Some(socket), Some(server))
+        }
+        None => (None, None),
+    };
+    // virtiofsd says the same, and there are runtimes that wait for it.
+    tracing::info!("Waiting for vhost-user socket connection...");
+
+    let reason = runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = stopped.recv() => "a request",
+        }
+    });
+    tracing::info!("stopping because of {reason}");
+    control.set_state(State::Stopped);
+    drop((device_socket, api_socket));
+    stop_parts(device, server);
+    Ok(())
+}
+
+/// Stops the parts side by side. What cannot be stopped in time ends with the process.
+fn stop_parts(device: Device, server: Option<Server>) {
+    let (done, finished) = std::sync::mpsc::channel();
+    let spawn = |name: &str, stop: Box<dyn FnOnce() + Send>| {
+        let done = done.clone();
+        std::thread::Builder::new().name(name.into()).spawn(move || {
+            stop();
+            // The main thread may have given up.
+            let _ = done.send(());
+        })
+    };
+    let parts = [
+        spawn("stop-device", Box::new(move || device.stop())),
+        spawn(
+            "stop-api",
+            Box::new(move || server.map(Server::stop).unwrap_or_default()),
+        ),
+    ];
+    let deadline = std::time::Instant::now() + STOP;
+    for _ in parts.iter().filter(|part| part.is_ok()) {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        if finished.recv_timeout(left).is_err() {
+            tracing::warn!("parts did not stop within {} ms", STOP.as_millis());
+            return;
+        }
+    }
+}
+
+fn listen_for_device(options: &VirtioFs) -> Result<(Option<Socket>, UnixListener), Error> {
+    if let Some(path) = &options.sock {
+        let (socket, listener) = Socket::listen(path)?;
+        return Ok((Some(socket), listener));
+    }
+    Ok((None, inherited::listener(options.fd.unwrap_or(-1))?))
+}
+
+fn open_log_file(cli: &Cli) -> Result<Option<LogFile>, Error> {
+    let Some(path) = &cli.process.log_file else {
+        return Ok(None);
+    };
+    LogFile::open(path, cli.process.log_rotation_size)
+        .map(Some)
+        .map_err(|error| Error::Start(format!("log file {}: {error}", path.display())))
+}
+
+fn warn_of_options_without_effect(cli: &Cli) {
+    let unused = cli.virtiofs.without_effect(&cli.process);
+    if !unused.is_empty() {
+        tracing::warn!("accepted without effect: {}", unused.join(", "));
+    }
+}
+
+/// Best effort: in a plain container the limit cannot be raised, and few files may be enough.
+fn raise_file_limit(wanted: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if wanted == 0 {
+        return;
+    }
+    let system = std::fs::read_to_string("/proc/sys/fs/file-max").ok();
+    let system = system
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .unwrap_or(u64::MAX);
+    let wanted = wanted.min(system.saturating_sub(SPARE_FILES)).min(1_000_000);
+    let present = getrlimit(Resource::Nofile);
+    let unlimited = u64::MAX;
+    if present.current.unwrap_or(unlimited) >= wanted {
+        return;
+    }
+    let raise = |current: u64, maximum: Option<u64>| {
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(current),
+                maximum,
+            },
+        )
+    };
+    let hard = present.maximum.unwrap_or(unlimited);
+    if hard >= wanted {
+        if let Err(error) = raise(wanted, present.maximum) {
+            tracing::warn!("open files: the limit stays at {:?}: {error}", present.current);
+        }
+    } else if raise(wanted, Some(wanted)).is_err() && raise(hard, Some(hard)).is_ok() {
+        tracing::info!("open files: limited to {hard}, {wanted} would need CAP_SYS_RESOURCE");
+    }
+}
+
+/// Mounts what the command line asks for.
+fn mount_at_start(control: &DaemonControl, options: &VirtioFs) -> Result<(), Error> {
+    let refused = |error: &dyn std::fmt::Display| Error::Start(error.to_string());
+    let mountpoint = &options.virtual_mountpoint;
+    if let Some(directory) = &options.shared_dir {
+        let directory = absolute(directory)?;
+        return control
+            .mount_directory(mountpoint, &directory)
+            .map_err(|error| refused(&error));
+    }
+    let Some(bootstrap) = &options.bootstrap else {
+        return Ok(());
+    };
+    let mut config = match (&options.config, &options.localfs_dir) {
+        (Some(path), _) => {
+            let parsed = Config::from_file(path).map_err(|error| refused(&error))?;
+            if !parsed.unknown.is_empty() {
+                let unknown = parsed.unknown.join(", ");
+                tracing::warn!("{}: unknown keys are ignored: {unknown}", path.display());
+            }
+            parsed.config
+        }
+        (None, Some(directory)) => Config::local_directory(&absolute(directory)?),
+        (None, None) => return Err(refused(&"--bootstrap needs --config or --localfs-dir")),
+    };
+    if let (Some(auth), Some(Backend::Registry(registry))) =
+        (config::auth_of_environment(), &mut config.backend)
+    {
+        registry.auth = Some(auth);
+    }
+    let prefetch_files = match &options.prefetch_files {
+        Some(path) => read_prefetch_list(path)?,
+        None => Vec::new(),
+    };
+    control
+        .mount_image(mountpoint, &absolute(bootstrap)?, config, prefetch_files)
+        .map_err(|error| refused(&error))
+}
+
+fn absolute(path: &Path) -> Result<String, Error> {
+    let absolute =
+        std::path::absolute(path).map_err(|error| Error::Start(format!("{}: {error}", path.display())))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| Error::Start(format!("{}: not valid UTF-8", Path::new(&path).display())))
+}
+
+/// One path a line; blank lines mean nothing.
+fn read_prefetch_list(path: &Path) -> Result<Vec<String>, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::Start(format!("prefetch list {}: {error}", path.display())))?;
+    Ok(text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect())
+}

@@ -1,0 +1,248 @@
+//! Listening sockets: bound without stealing from the living, removed without taking what is not ours.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::error::Error;
+
+/// Longest path that fits a socket address.
+const MAX_SUN_PATH: usize = 107;
+
+/// A socket in the file system that listens. Dropping it removes the file, if it is still the same.
+#[derive(Debug)]
+pub struct Socket {
+    directory: OwnedFd,
+    name: PathBuf,
+    /// Device and inode of the file that was made.
+    identity: (u64, u64),
+}
+
+impl Socket {
+    /// Makes and binds a socket at `path`, which is resolved now and never again. A socket file that nobody listens on is
+    /// replaced; one that is in use, or a file of another kind, is left alone.
+    ///
+    /// # Errors
+    ///
+    /// The directory is missing, something is in the way, or the system refuses.
+    pub fn listen(path: &Path) -> Result<(Self, UnixListener), Error> {
+        let error = |reason: String| Error::Socket {
+            path: path.display().to_string(),
+            reason,
+        };
+        let name = PathBuf::from(
+            path.file_name()
+                .ok_or_else(|| error("not the path of a file".into()))?,
+        );
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(parent, flags, Mode::empty())
+            .map_err(|reason| error(format!("directory {}: {reason}", parent.display())))?;
+        // An address has room for a short path only. Below the descriptor of its directory every path is short.
+        let address = match path.as_os_str().len() <= MAX_SUN_PATH {
+            true => path.to_owned(),
+            false => Path::new("/proc/self/fd")
+                .join(directory.as_raw_fd().to_string())
+                .join(&name),
+        };
+        // Two daemons that find the same stale socket must not both replace it: the second would take the place of
+        // the first. Nor must one look at the other's between its binding and its listening.
+        let lock = Lock::take(&directory);
+        let listener = match UnixListener::bind(&address) {
+            Err(reason) if reason.kind() == io::ErrorKind::AddrInUse => {
+                remove_stale(&directory, &name, &address).map_err(error)?;
+                UnixListener::bind(&address)
+            }
+            outcome => outcome,
+        }
+        .map_err(|reason| error(reason.to_string()))?;
+        drop(lock);
+        let file = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|reason| error(reason.to_string()))?;
+        let socket = Self {
+            directory,
+            name,
+            identity: (file.st_dev, file.st_ino),
+        };
+        socket.give_to_owner_of_directory();
+        Ok((socket, listener))
+    }
+
+    /// A runtime that starts the machine monitor as another user gives that user the directory. Best effort: without
+    /// the right to do it there is no other user.
+    fn give_to_owner_of_directory(&self) {
+        let Ok(owner) = rustix::fs::fstat(&self.directory) else {
+            return;
+        };
+        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        if owner.st_uid == user.as_raw() && owner.st_gid == group.as_raw() {
+            return;
+        }
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(owner.st_uid),
+            rustix::fs::Gid::from_raw(owner.st_gid),
+        );
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        if let Err(error) = rustix::fs::chownat(&self.directory, &self.name, Some(uid), Some(gid), flags) {
+            tracing::debug!(
+                "socket {}: cannot give it to {uid:?}: {error}",
+                self.name.display()
+            );
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let Ok(file) = rustix::fs::statat(&self.directory, &self.name, flags) else {
+            return;
+        };
+        if (file.st_dev, file.st_ino) == self.identity {
+            let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+/// Removes the socket file `name` if nobody listens on it.
+fn remove_stale(directory: &OwnedFd, name: &Path, address: &Path) -> Result<(), String> {
+    let file = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(file) => file,
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.to_string()),
+    };
+    if FileType::from_raw_mode(file.st_mode) != FileType::Socket {
+        return Err("there is a file that is no socket; remove it or choose another path".into());
+    }
+    match connect(address) {
+        Err(rustix::io::Errno::CONNREFUSED) => {
+            rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(|error| error.to_string())
+        }
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        // Full queues and refused types are signs of life as well.
+        Ok(()) | Err(_) => Err("another process listens on it".into()),
+    }
+}
+
+/// Connects for a moment, without waiting.
+fn connect(address: &Path) -> rustix::io::Result<()> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(address.as_os_str().as_bytes())?)
+}
+
+/// A lock on a directory, held by those who replace a socket in it.
+struct Lock<'a>(&'a OwnedFd);
+
+impl<'a> Lock<'a> {
+    /// Without the lock (held for too long, or not to be had on this file system) one goes on all the same.
+    fn take(directory: &'a OwnedFd) -> Option<Self> {
+        for _ in 0..50 {
+            match rustix::fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Some(Self(directory)),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileTypeExt;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn listens_and_removes_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (socket, listener) = Socket::listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        listener.accept().unwrap();
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn replaces_a_stale_socket_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (first, _listener) = Socket::listen(&path).unwrap();
+        let refused = Socket::listen(&path).unwrap_err().to_string();
+        assert!(refused.contains("another process listens"), "{refused}");
+        assert!(path.exists());
+        drop(first);
+    }
+
+    #[test]
+    fn leaves_other_files_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(
+            Socket::listen(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("no socket")
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        // Nor what has taken the place of its own.
+        std::fs::remove_file(&path).unwrap();
+        let (socket, _listener) = Socket::listen(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        drop(socket);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn long_paths_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let path = deep.join("s");
+        let (socket, _listener) = Socket::listen(&path).unwrap();
+        assert!(std::fs::symlink_metadata(&path).unwrap().file_type().is_socket());
+        assert!(Socket::listen(&path).is_err());
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn of_many_that_find_a_stale_socket_one_gets_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let won: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| Socket::listen(&path).ok()))
+                .collect();
+            threads
+                .into_iter()
+                .filter_map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert_eq!(won.len(), 1);
+        UnixStream::connect(&path).unwrap();
+    }
+}

@@ -1,0 +1,199 @@
+//! Start, states, signals, log.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use super::process::{Daemon, rafsd, wait};
+
+#[test]
+fn sigterm_before_a_front_end_came() {
+    Daemon::start(&[]).terminate();
+}
+
+#[test]
+fn sigterm_while_a_front_end_is_connected_and_after_it_left() {
+    let daemon = Daemon::start(&[]);
+    let front_end = UnixStream::connect(daemon.path("vu.sock")).unwrap();
+    daemon.terminate();
+    drop(front_end);
+    let daemon = Daemon::start(&[]);
+    drop(UnixStream::connect(daemon.path("vu.sock")).unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(daemon.path("vu.sock").exists(), "kept for the next front-end");
+    daemon.terminate();
+}
+
+#[test]
+fn sigint_and_the_api_end_it_too() {
+    let mut daemon = Daemon::start(&[]);
+    daemon.signal("-INT");
+    daemon.ends_cleanly();
+    let mut daemon = Daemon::start(&[]);
+    daemon.ask("PUT", "/api/v1/daemon/exit", "").nothing();
+    daemon.ends_cleanly();
+}
+
+#[test]
+fn ends_in_time_with_silent_and_half_spoken_clients() {
+    let daemon = Daemon::start(&[]);
+    let clients: Vec<_> = (0..50)
+        .map(|_| UnixStream::connect(daemon.path("api.sock")).unwrap())
+        .collect();
+    for client in &clients {
+        std::io::Write::write_all(
+            &mut &*client,
+            b"POST /api/v1/mount?mountpoint=/x HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",
+        )
+        .unwrap();
+    }
+    daemon.terminate();
+}
+
+#[test]
+fn runs_soon_after_it_was_started() {
+    let times: Vec<_> = (0..5)
+        .map(|_| {
+            let before = Instant::now();
+            let daemon = Daemon::start(&[]);
+            let took = before.elapsed();
+            daemon.terminate();
+            took
+        })
+        .collect();
+    // The best of several, for the machine may be busy with other things.
+    assert!(
+        *times.iter().min().unwrap() < Duration::from_millis(100),
+        "{times:?}"
+    );
+}
+
+#[test]
+fn says_that_it_waits_and_one_line_per_event() {
+    let daemon = Daemon::start(&[]);
+    let line = daemon.logs("Waiting for vhost-user socket connection");
+    let time = line.strip_prefix('[').unwrap().split(']').next().unwrap();
+    assert_eq!(time.len(), "2026-11-21 21:46:42.629744 +00:00".len(), "{line}");
+    assert!(line.contains("] INFO Waiting"), "{line}");
+    daemon
+        .mount_directory("/x%0Ay", std::path::Path::new("/no/such/dir"))
+        .error(500);
+    let line = daemon.logs("WARN [");
+    assert!(line.contains("/x\\ny") && !line.contains('\u{1b}'), "{line}");
+}
+
+#[test]
+fn log_level_changes_while_it_runs() {
+    let daemon = Daemon::start(&[]);
+    daemon
+        .ask("PUT", "/api/v1/daemon", r#"{"log_level":"debug"}"#)
+        .nothing();
+    daemon.ask("GET", "/nothing", "").error(404);
+    daemon.logs("DEBUG");
+    daemon
+        .ask("PUT", "/api/v1/daemon", r#"{"log_level":"off"}"#)
+        .nothing();
+    daemon
+        .mount_directory("/x", std::path::Path::new("/no/such/dir"))
+        .error(500);
+    daemon
+        .ask("PUT", "/api/v1/daemon", r#"{"log_level":"debug"}"#)
+        .nothing();
+    daemon.ask("GET", "/marker", "").error(404);
+    let mut seen = Vec::new();
+    while !seen.last().is_some_and(|line: &String| line.contains("/marker")) {
+        seen.push(daemon.next_line());
+    }
+    assert!(
+        !seen.iter().any(|line| line.contains("/no/such/dir")),
+        "{seen:#?}"
+    );
+}
+
+#[test]
+fn a_reader_of_the_log_that_left_or_fell_asleep_disturbs_nothing() {
+    // Asleep: nobody reads the pipe of stdout and stderr, and far more is logged than it holds.
+    let dir = tempfile::tempdir().unwrap();
+    let api = dir.path().join("api.sock");
+    let start = || {
+        rafsd()
+            .args(["virtiofs", "--log-level", "trace", "--apisock"])
+            .arg(&api)
+            .arg("--sock")
+            .arg(dir.path().join("vu.sock"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let hammer = |child: &mut std::process::Child| {
+        let deadline = Instant::now() + super::process::LONG;
+        let long_path = format!("/{}", "x".repeat(4000));
+        let mut answered = 0;
+        while answered < 200 {
+            assert!(child.try_wait().unwrap().is_none(), "ended");
+            assert!(Instant::now() < deadline);
+            answered += usize::from(super::process::ask(&api, "GET", &long_path, "").is_some());
+        }
+    };
+    let mut asleep = start();
+    hammer(&mut asleep);
+    terminate(&mut asleep);
+    let mut left = start();
+    drop(left.stderr.take());
+    hammer(&mut left);
+    terminate(&mut left);
+    // What was lost is told when the reader wakes up.
+    let mut text = String::new();
+    asleep.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(text.contains("Waiting for vhost-user"));
+}
+
+fn terminate(child: &mut std::process::Child) {
+    let before = Instant::now();
+    assert!(
+        std::process::Command::new("kill")
+            .arg(child.id().to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(wait(child).code(), Some(0));
+    assert!(
+        before.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+#[test]
+fn logs_to_a_file_if_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("daemon");
+    Daemon::start(&["--log-file", log.to_str().unwrap()]).terminate();
+    let text = std::fs::read_to_string(dir.path().join("daemon.log")).unwrap();
+    assert!(
+        text.contains("Waiting for vhost-user") && text.contains("stopping because of SIGTERM"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_low_limit_of_open_files_is_no_reason_to_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 256; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_rafsd"))
+        .arg("--sock")
+        .arg(dir.path().join("vu.sock"))
+        .arg("--apisock")
+        .arg(dir.path().join("api.sock"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while super::process::ask(&dir.path().join("api.sock"), "GET", "/api/v1/daemon", "").is_none() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    terminate(&mut child);
+}

@@ -1,0 +1,13 @@
+//! The real binary: command lines, sockets, life cycle.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod api;
+mod command_line;
+mod lifecycle;
+mod process;
+mod sockets;
