@@ -8,6 +8,7 @@
 
 mod api;
 mod command_line;
+mod images;
 mod lifecycle;
 mod process;
 mod sockets;

@@ -115,3 +115,26 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
         Found::WrongMethod(allowed.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// `docs/api.md` promises exactly what the table holds.
+    #[test]
+    fn the_documentation_lists_every_route() {
+        let text = include_str!("../../../docs/api.md");
+        let documented: BTreeSet<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .filter(|request| request.contains(" /"))
+            .collect();
+        let routes: Vec<String> = ROUTES
+            .iter()
+            .map(|route| format!("{} {}", route.method, route.path))
+            .collect();
+        assert_eq!(documented, routes.iter().map(String::as_str).collect());
+        assert_eq!(documented.len(), routes.len(), "no route stands there twice");
+    }
+}
