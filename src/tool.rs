@@ -1,12 +1,18 @@
 //! The image tool: what `rafs` does, one room per subcommand.
 //!
 //! * [`build`]: a directory becomes an image.
+//! * [`check`]: whether all of an image is there and right.
+//! * [`inspect`]: what an image says of itself.
 //! * [`serve`]: image directories as a read-only OCI registry, with faults on demand.
+//! * `blobs`: chunks from a directory of blobs, verified.
 //! * `progress`: a bar on a terminal, nothing elsewhere.
 //!
 //! Exit status: 0 when all is well, 1 when the work failed or a check found faults, 2 for a wrong command line.
 
+mod blobs;
 pub mod build;
+pub mod check;
+pub mod inspect;
 mod progress;
 pub mod serve;
 
@@ -27,6 +33,10 @@ pub struct Arguments {
 enum Command {
     /// Make an image of a directory.
     Build(build::Arguments),
+    /// Verify an image: metadata, and with --blobs every chunk.
+    Check(check::Arguments),
+    /// Show superblock and blobs of an image, or what is at a path.
+    Inspect(inspect::Arguments),
     /// Serve images as a read-only OCI registry.
     Serve(serve::Arguments),
 }
@@ -36,6 +46,8 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Build(arguments) => build::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Serve(arguments) => serve::run(arguments),
     };
     match outcome {

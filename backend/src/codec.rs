@@ -4,6 +4,9 @@
 //! turns the stored bytes of a unit into exactly the size that the metadata promises, and [`verify`] compares each
 //! chunk with its digest. Sizes come from an image and are bounded here before anything is allocated.
 
+mod inflate;
+mod xts;
+
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -151,7 +154,6 @@ pub fn stamp(blob: &BlobDescription, chunk: &Chunk) -> [u8; 32] {
 /// Decompressors, kept by each decode thread from unit to unit.
 pub struct Decoder {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
-    gzip: Option<libdeflater::Decompressor>,
 }
 
 impl Default for Decoder {
@@ -163,10 +165,7 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder that has not decoded yet, and holds no memory.
     pub fn new() -> Self {
-        Self {
-            zstd: None,
-            gzip: None,
-        }
+        Self { zstd: None }
     }
 
     /// Decodes the unit that `chunk` is stored in. The description was checked by [`check`].
@@ -182,16 +181,23 @@ impl Decoder {
                 actual: stored.len(),
             });
         }
+        let stored = match blob.cipher.as_ref().filter(|_| chunk.encrypted) {
+            Some(cipher) => xts::decrypt(cipher, &stored)
+                .ok_or_else(|| damaged("encrypted", &stored, "shorter than a block"))?
+                .into(),
+            None => stored,
+        };
         match &chunk.encoding {
             Encoding::Plain { compressed: false } => exact(stored, chunk.uncompressed_size),
             Encoding::Plain { compressed: true } => {
                 self.decompress(blob.compression, &stored, chunk.uncompressed_size)
             }
-            Encoding::Batch { decoded_size, .. } if *decoded_size == chunk.compressed_size => Ok(stored),
+            // The stored size does not tell whether a batch is compressed if it was padded for encryption.
+            Encoding::Batch { decoded_size, .. } if *decoded_size as usize == stored.len() => Ok(stored),
             Encoding::Batch { decoded_size, .. } => self.decompress(blob.compression, &stored, *decoded_size),
-            Encoding::Zran { .. } => Err(CodecError::Description(
-                "gzip entry points are not supported".into(),
-            )),
+            Encoding::Zran { context, .. } => {
+                inflate::slice(&stored, context).map_err(|reason| damaged("gzip slice", &stored, reason))
+            }
         }
     }
 
@@ -201,13 +207,8 @@ impl Decoder {
         stored: &[u8],
         size: u32,
     ) -> Result<Bytes, CodecError> {
-        let size = size as usize;
-        let damaged = |codec, reason: &dyn std::fmt::Display| CodecError::Damaged {
-            codec,
-            stored: stored.len(),
-            reason: reason.to_string(),
-        };
-        let data = match compression {
+        let length = size as usize;
+        let data: Bytes = match compression {
             Compression::None => {
                 return Err(CodecError::Description(
                     "compressed, in a blob without compression".into(),
@@ -216,27 +217,30 @@ impl Decoder {
             Compression::Zstd => {
                 let zstd = match &mut self.zstd {
                     Some(zstd) => zstd,
-                    empty => empty.insert(zstd::bulk::Decompressor::new().map_err(|e| damaged("zstd", &e))?),
+                    none => {
+                        none.insert(zstd::bulk::Decompressor::new().map_err(|e| damaged("zstd", stored, e))?)
+                    }
                 };
-                zstd.decompress(stored, size).map_err(|e| damaged("zstd", &e))?
+                zstd.decompress(stored, length)
+                    .map_err(|error| damaged("zstd", stored, error))?
+                    .into()
             }
-            Compression::Lz4Block => {
-                lz4_flex::block::decompress(stored, size).map_err(|e| damaged("lz4", &e))?
-            }
+            Compression::Lz4Block => lz4_flex::block::decompress(stored, length)
+                .map_err(|error| damaged("lz4", stored, error))?
+                .into(),
             Compression::Gzip => {
-                let gzip = self.gzip.get_or_insert_with(libdeflater::Decompressor::new);
-                let mut data = vec![0; size];
-                let written = if stored.starts_with(&[0x1f, 0x8b]) {
-                    gzip.gzip_decompress(stored, &mut data)
-                } else {
-                    gzip.zlib_decompress(stored, &mut data)
-                }
-                .map_err(|e| damaged("gzip", &e))?;
-                data.truncate(written);
-                data
+                inflate::whole(stored, length).map_err(|reason| damaged("gzip", stored, reason))?
             }
         };
-        exact(data.into(), size as u32)
+        exact(data, size)
+    }
+}
+
+fn damaged(codec: &'static str, stored: &[u8], reason: impl std::fmt::Display) -> CodecError {
+    CodecError::Damaged {
+        codec,
+        stored: stored.len(),
+        reason: reason.to_string(),
     }
 }
 

@@ -508,6 +508,50 @@ fn descriptions_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_batch_is_fetched_once_for_all_its_chunks() {
+    for compressed in [true, false] {
+        let mut t = setup(1, 100);
+        t.blob = TestBlob::batched(30, 2000, 10, compressed);
+        t.source = FaultySource::new(&t.blob);
+        let blob = t.open(0);
+        fetch(&blob, &[14]).unwrap();
+        assert_eq!(blob.resident(), 10, "what was decoded is kept");
+        (10..20).for_each(|index| t.check(&blob, index));
+        fetch(&blob, &(0..30).collect::<Vec<_>>()).unwrap();
+        (0..30).for_each(|index| t.check(&blob, index));
+        assert_eq!(t.source.fetched(), t.blob.stored.len() as u64);
+    }
+}
+
+#[test]
+fn a_damaged_chunk_of_a_batch_leaves_the_others_alone() {
+    let mut t = setup(1, 100);
+    t.blob = TestBlob::batched(10, 2000, 10, false);
+    t.source = FaultySource::new(&t.blob);
+    *t.source.corrupt.lock().unwrap() = Some((3 * 2000 + 5, usize::MAX));
+    let blob = t.open(0);
+    let (good, bad) = (
+        start(&blob, &[2], Duration::from_secs(9)),
+        start(&blob, &[3], Duration::from_secs(9)),
+    );
+    good.recv().unwrap().unwrap();
+    bad.recv().unwrap().unwrap_err();
+    t.check(&blob, 2);
+}
+
+#[test]
+fn a_slice_of_a_gzip_stream_is_fetched_once_for_all_its_chunks() {
+    let mut t = setup(1, 100);
+    t.blob = TestBlob::sliced(12, 3000);
+    t.source = FaultySource::new(&t.blob);
+    let blob = t.open(0);
+    fetch(&blob, &[3]).unwrap();
+    assert_eq!(blob.resident(), 12);
+    (0..12).for_each(|index| t.check(&blob, index));
+    assert_eq!(t.source.requests().len(), 1);
+}
+
+#[test]
 fn a_fetch_of_nothing_is_done() {
     let t = setup(1, 5000);
     assert!(fetch(&t.open(0), &[]).unwrap().chunks.is_empty());

@@ -1,7 +1,10 @@
 //! What one mount may do, fixed when it is made.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::inode::FdBudget;
 
 /// Time-out of cached entries and attributes where the guest is told to keep them "for ever".
 const LONG: Duration = Duration::from_secs(86_400);
@@ -56,6 +59,17 @@ impl CachePolicy {
     }
 }
 
+/// How nodes keep hold of the host's files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InodeFiles {
+    /// By file handle where the file system and the daemon's capabilities (CAP_DAC_READ_SEARCH) allow it, else by
+    /// descriptor. Nodes then cost no descriptors and keep no mount busy.
+    #[default]
+    Handles,
+    /// By descriptor, always.
+    Descriptors,
+}
+
 /// What one mount serves and allows.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -78,6 +92,11 @@ pub struct Options {
     /// Mark directories on which the host has mounted something, so that the guest gives them a device number of
     /// their own.
     pub announce_submounts: bool,
+    /// How nodes keep hold of the host's files.
+    pub inode_files: InodeFiles,
+    /// Descriptors that the guest may make the daemon hold; to be shared by the mounts of a daemon. `None`: this mount
+    /// alone may take half of what the process may open.
+    pub budget: Option<Arc<FdBudget>>,
     /// Answer READDIRPLUS; off: the guest is told to use READDIR and LOOKUP.
     pub readdirplus: bool,
 }
@@ -95,6 +114,8 @@ impl Options {
             writeback: false,
             locks: true,
             announce_submounts: true,
+            inode_files: InodeFiles::default(),
+            budget: None,
             readdirplus: true,
         }
     }

@@ -14,8 +14,8 @@ mod create;
 mod dir;
 mod file;
 mod lookup;
+mod names;
 mod ops;
-mod path;
 mod xattr;
 
 use std::io;
@@ -35,10 +35,10 @@ use crate::config::Options;
 use crate::error::Error;
 use crate::handle::HandleTable;
 use crate::ino::InodeNumbers;
-use crate::inode::{Inode, InodeFile, InodeTable};
+use crate::inode::{FdBudget, Inode, InodeTable};
+use crate::proc::ProcFd;
 use crate::sys::errno;
 use lookup::Seen;
-use path::ProcFd;
 
 /// One directory tree of the host, served.
 ///
@@ -52,7 +52,8 @@ pub struct PassthroughFs {
     inodes: InodeTable,
     handles: HandleTable,
     numbers: InodeNumbers,
-    proc: ProcFd,
+    proc: Arc<ProcFd>,
+    budget: Arc<FdBudget>,
     /// The root opened for reading, for system calls that refuse O_PATH descriptors.
     root_directory: OwnedFd,
 }
@@ -78,7 +79,8 @@ impl PassthroughFs {
                 source: source.into(),
             },
         )?;
-        let proc = ProcFd::open().map_err(Error::Proc)?;
+        let proc = Arc::new(ProcFd::open().map_err(Error::Proc)?);
+        let budget = options.budget.clone().unwrap_or_else(FdBudget::of_process);
         let root_directory = rustix::fs::openat(
             &root,
             c".",
@@ -93,10 +95,11 @@ impl PassthroughFs {
         })?;
         Ok(PassthroughFs {
             numbers: InodeNumbers::new(key.device),
-            inodes: InodeTable::new(key, InodeFile::Fd(root)),
+            inodes: InodeTable::new(root, key, proc.clone(), budget.clone(), options.inode_files),
             handles: HandleTable::new(),
             negotiated: AtomicU64::new(0),
             proc,
+            budget,
             root_directory,
             options,
         })
@@ -115,6 +118,23 @@ impl PassthroughFs {
     /// Number of files and directories that the guest has open.
     pub fn handle_count(&self) -> usize {
         self.handles.len()
+    }
+
+    /// Lets go of files on mounts below the root that the host has unmounted, as far as they are kept by handle: their
+    /// nodes are stale from now on, and the mounts are busy no longer. Open files stay open, as on a disk.
+    ///
+    /// Returns the number of such mounts. See [`MountWatcher`](crate::MountWatcher) for when to call it.
+    ///
+    /// # Errors
+    ///
+    /// If the mount table cannot be read.
+    pub fn release_unmounted(&self) -> io::Result<usize> {
+        self.inodes.release_unmounted()
+    }
+
+    /// Descriptors that the guests of this mount's budget make the daemon hold.
+    pub fn budget(&self) -> &Arc<FdBudget> {
+        &self.budget
     }
 
     /// The INIT flags that this mount wants, of those in `capable`.
@@ -186,7 +206,7 @@ impl PassthroughFs {
         if !inode.is_directory() {
             return Err(errno(libc::EINVAL));
         }
-        let directory = self.open_directory(inode.as_fd())?;
+        let directory = self.open_directory(inode.fd()?.as_fd())?;
         Ok(rustix::fs::syncfs(directory)?)
     }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use crate::fs::DirStream;
+use crate::inode::Permit;
 use crate::sys::errno;
 
 /// Parts of the table; handles are numbered in sequence, so neighbours lie in different parts.
@@ -22,25 +23,28 @@ const SHARDS: usize = 64;
 pub(crate) struct Handle {
     inode: u64,
     fd: OwnedFd,
+    _permit: Permit,
     /// Where reading a directory has got to; unused by files.
     pub(crate) stream: Mutex<DirStream>,
     directory: bool,
 }
 
 impl Handle {
-    pub(crate) fn file(inode: u64, fd: OwnedFd) -> Self {
+    pub(crate) fn file(inode: u64, fd: OwnedFd, permit: Permit) -> Self {
         Handle {
             inode,
             fd,
+            _permit: permit,
             stream: Mutex::new(DirStream::new()),
             directory: false,
         }
     }
 
-    pub(crate) fn directory(inode: u64, fd: OwnedFd) -> Self {
+    pub(crate) fn directory(inode: u64, fd: OwnedFd, permit: Permit) -> Self {
         Handle {
             inode,
             fd,
+            _permit: permit,
             stream: Mutex::new(DirStream::new()),
             directory: true,
         }

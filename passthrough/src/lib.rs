@@ -8,9 +8,11 @@
 //! |---|---|
 //! | `config` | what one mount may do: [`Options`], [`CachePolicy`] |
 //! | `fs` | [`PassthroughFs`], one file per family of operations below it |
-//! | `inode` | node ids, their host files and their lookup counts |
+//! | `inode` | node ids, their host files (by handle, within [`FdBudget`]) and their lookup counts |
 //! | `handle` | open files and directories |
+//! | `watch` | letting go of what the host unmounts |
 //! | `ino` | inode numbers that stay unique over several host devices |
+//! | `proc` | reaching the file behind a descriptor |
 //! | `name` | the only type of name that reaches a system call |
 //! | `credentials` | per-thread identity, umask and capabilities of one request |
 //! | `sys` | the crate's `unsafe` code and the calls that `rustix` lacks |
@@ -24,9 +26,13 @@ mod handle;
 mod ino;
 mod inode;
 mod name;
+mod proc;
 mod sys;
+mod watch;
 
-pub use config::{CachePolicy, Options};
+pub use config::{CachePolicy, InodeFiles, Options};
 pub use credentials::prepare_thread;
 pub use error::Error;
 pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};
+pub use inode::FdBudget;
+pub use watch::MountWatcher;

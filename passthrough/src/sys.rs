@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
 use fuse_backend_rs::file_buf::FileVolatileSlice;
@@ -179,4 +179,82 @@ pub(crate) fn extended_flags(file: BorrowedFd<'_>, request: u32, flags: &mut [u8
         return Err(errno(libc::ENOTTY));
     }
     ioctl(file, libc::c_ulong::from(request), flags)
+}
+
+/// Largest file handle the kernel makes (`MAX_HANDLE_SZ`).
+pub(crate) const HANDLE_MAX: usize = 128;
+
+/// `struct file_handle` with room for the largest handle.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawHandle {
+    handle_bytes: u32,
+    handle_type: i32,
+    f_handle: [u8; HANDLE_MAX],
+}
+
+/// Asks the host for a handle of the file behind `file`; calls `take` with the listed id of its mount, its type and
+/// its bytes.
+///
+/// EOPNOTSUPP: the file system has no handles. EOVERFLOW: the handle is larger than any the kernel makes.
+pub(crate) fn name_to_handle<T>(
+    file: BorrowedFd<'_>,
+    take: impl FnOnce(i32, i32, &[u8]) -> T,
+) -> io::Result<T> {
+    let mut raw = RawHandle {
+        handle_bytes: HANDLE_MAX as u32,
+        handle_type: 0,
+        f_handle: [0; HANDLE_MAX],
+    };
+    let mut mount_id: libc::c_int = 0;
+    // SAFETY: `raw` has room for the `handle_bytes` it announces, the empty path is NUL-terminated, and both out
+    // parameters are exclusively ours for the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            &mut raw as *mut RawHandle,
+            &mut mount_id as *mut libc::c_int,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    length(result as libc::ssize_t)?;
+    let bytes = raw
+        .f_handle
+        .get(..raw.handle_bytes as usize)
+        .ok_or_else(|| errno(libc::EOVERFLOW))?;
+    Ok(take(mount_id, raw.handle_type, bytes))
+}
+
+/// Opens the file of a handle through `mount`, any descriptor on the mount it was made on.
+///
+/// ESTALE: the file is gone. EPERM: CAP_DAC_READ_SEARCH is missing.
+pub(crate) fn open_by_handle(
+    mount: BorrowedFd<'_>,
+    kind: i32,
+    bytes: &[u8],
+    flags: i32,
+) -> io::Result<OwnedFd> {
+    let mut raw = RawHandle {
+        handle_bytes: bytes.len() as u32,
+        handle_type: kind,
+        f_handle: [0; HANDLE_MAX],
+    };
+    raw.f_handle
+        .get_mut(..bytes.len())
+        .ok_or_else(|| errno(libc::EINVAL))?
+        .copy_from_slice(bytes);
+    // SAFETY: the kernel reads `handle_bytes` (at most HANDLE_MAX) bytes of `raw`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            &mut raw as *mut RawHandle,
+            flags | libc::O_CLOEXEC,
+        )
+    };
+    let fd = length(result as libc::ssize_t)?;
+    // SAFETY: the call succeeded, so the number is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

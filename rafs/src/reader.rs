@@ -1,4 +1,8 @@
 //! An image without its data: for tools that look at metadata, and for what the daemon reports of a mount.
+//!
+//! * `walk`: all of it, by path, faults one by one.
+
+mod walk;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,6 +19,8 @@ use crate::inode::{Inode, Kind};
 use crate::layout::v5::ChunkFlags;
 use crate::plan::Plan;
 use crate::superblock::Superblock;
+
+pub use walk::Step;
 
 /// Metadata of an image.
 #[derive(Clone)]

@@ -21,6 +21,13 @@ impl Bar {
         )
     }
 
+    /// Counts things of which there are so many.
+    pub(super) fn items(what: &'static str, total: u64) -> Self {
+        let bar = Self::new("{prefix} {wide_bar:.cyan/dim} {pos}/{len}  {eta}", what);
+        bar.expect(total);
+        bar
+    }
+
     fn new(template: &str, what: &'static str) -> Self {
         // Hidden by itself when standard error is no terminal.
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());

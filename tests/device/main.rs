@@ -2,7 +2,9 @@
 
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod later;
 mod life;
 mod matrix;
 mod serve;
 mod setup;
+mod stub;

@@ -370,20 +370,20 @@ impl Blob {
             return;
         }
         let Some(plan) = self.with_index(plan) else { return };
-        let mut units: Vec<Unit> = Vec::new();
-        let ticket = Ticket::new(plan.priority);
+        let mut chunks = Vec::with_capacity(plan.chunks.len());
         for &index in &plan.chunks {
             if self.is_resident(index) {
                 plan.waiter.arrived(index, None);
                 continue;
             }
-            let chunk = match self.describe(index) {
-                Ok(chunk) => chunk,
+            match self.describe(index) {
+                Ok(chunk) => chunks.push(chunk),
                 Err(error) => return plan.waiter.fail(error),
-            };
-            let Some(claim) = self.join(&chunk, &ticket, plan.priority, Some(&plan.waiter)) else {
-                continue;
-            };
+            }
+        }
+        let ticket = Ticket::new(plan.priority);
+        let mut units: Vec<Unit> = Vec::new();
+        for (chunk, claim) in self.join(chunks, &ticket, plan.priority, Some(&plan.waiter)) {
             if let Some(claim) = self.find_locally(&chunk, claim) {
                 self.add_unit(&mut units, chunk, claim, &ticket);
             }
@@ -411,48 +411,64 @@ impl Blob {
         Ok(chunk)
     }
 
-    /// Joins the flight of a chunk, or starts one, which gives a claim. Without a waiter, only starts one.
+    /// Joins the flights of chunks, or starts them, which gives claims. Without a waiter, only starts them. All at once, so that
+    /// two who ask for the same chunks do not start half of the flights each.
     fn join(
         self: &Arc<Self>,
-        chunk: &Chunk,
+        chunks: Vec<Chunk>,
         ticket: &Arc<Ticket>,
         priority: Priority,
         waiter: Option<&Arc<Waiter>>,
-    ) -> Option<Claim> {
-        let key = (chunk.index, codec::stamp(&self.description, chunk));
-        let mut flights = self.shared.flights.lock();
-        // Landing marks the chunk resident first and removes the flight then: no chunk is missed in between.
-        if self.is_resident(chunk.index) {
-            drop(flights);
-            waiter.inspect(|waiter| waiter.arrived(chunk.index, None));
-            return None;
-        }
-        let waiters: Vec<_> = waiter
-            .map(|waiter| (Arc::clone(waiter), Arc::clone(self)))
+    ) -> Vec<(Chunk, Claim)> {
+        let keyed: Vec<_> = chunks
             .into_iter()
+            .map(|chunk| ((chunk.index, codec::stamp(&self.description, &chunk)), chunk))
             .collect();
-        if let Some(flight) = flights.get_mut(&key) {
-            flight.waiters.extend(waiters);
-            let (ticket, raise) = (Arc::clone(&flight.ticket), waiter.is_some());
-            drop(flights);
-            if raise {
-                self.engine().budget.raise(self.shared.lane, &ticket, priority);
+        let (mut claims, mut arrived, mut raised) = (Vec::new(), Vec::new(), Vec::new());
+        let mut flights = self.shared.flights.lock();
+        for (key, chunk) in keyed {
+            // Landing marks the chunk resident first and removes the flight then: no chunk is missed in between.
+            if self.is_resident(key.0) {
+                arrived.push(key.0);
+                continue;
             }
-            return None;
+            let waiters = waiter.map(|waiter| (Arc::clone(waiter), Arc::clone(self)));
+            if let Some(flight) = flights.get_mut(&key) {
+                flight.waiters.extend(waiters);
+                raised.push(Arc::clone(&flight.ticket));
+                continue;
+            }
+            let waiters = waiters.into_iter().collect();
+            flights.insert(
+                key,
+                Flight {
+                    waiters,
+                    ticket: Arc::clone(ticket),
+                },
+            );
+            claims.push((
+                chunk,
+                Claim {
+                    blob: Arc::clone(self),
+                    key,
+                    landed: false,
+                },
+            ));
         }
-        flights.insert(
-            key,
-            Flight {
-                waiters,
-                ticket: Arc::clone(ticket),
-            },
-        );
         drop(flights);
-        Some(Claim {
-            blob: Arc::clone(self),
-            key,
-            landed: false,
-        })
+        if let Some(waiter) = waiter {
+            arrived.into_iter().for_each(|index| waiter.arrived(index, None));
+            let budget = &self.engine().budget;
+            raised
+                .iter()
+                .for_each(|ticket| budget.raise(self.shared.lane, ticket, priority));
+        }
+        claims
+    }
+
+    /// Starts the flight of a chunk that nobody has asked for yet.
+    fn start(self: &Arc<Self>, chunk: Chunk, ticket: &Arc<Ticket>) -> Option<(Chunk, Claim)> {
+        self.join(vec![chunk], ticket, Priority::Background, None).pop()
     }
 
     /// Lands the flight of a chunk that is on this host already; gives the claim back if it is not.
@@ -510,9 +526,7 @@ impl Blob {
                 if !codec::same_unit(chunk, &other) {
                     break;
                 }
-                if let Some(claim) = self.join(&other, ticket, Priority::Background, None) {
-                    found.push((other, claim));
-                }
+                found.extend(self.start(other, ticket));
             }
         }
         found
@@ -571,7 +585,7 @@ impl Blob {
             if start > range.end || end < range.start || joined.end - joined.start > limit {
                 return;
             }
-            let Some(claim) = self.join(&chunk, ticket, Priority::Background, None) else {
+            let Some((chunk, claim)) = self.start(chunk, ticket) else {
                 return;
             };
             let Some(claim) = self.find_locally(&chunk, claim) else {

@@ -10,6 +10,7 @@
 
 pub mod http;
 
+use std::io::Write;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -103,11 +104,9 @@ impl TestBlob {
                 Compression::Zstd => zstd::bulk::compress(&data, 3).unwrap(),
                 Compression::Lz4Block => lz4_flex::block::compress(&data),
                 Compression::Gzip => {
-                    let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::fastest());
-                    let mut out = vec![0; compressor.gzip_compress_bound(data.len())];
-                    let n = compressor.gzip_compress(&data, &mut out).unwrap();
-                    out.truncate(n);
-                    out
+                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                    encoder.write_all(&data).unwrap();
+                    encoder.finish().unwrap()
                 }
             };
             chunks.push(Chunk {
@@ -136,6 +135,70 @@ impl TestBlob {
             compression,
             digester,
         }
+    }
+
+    /// `count` chunks of `size` bytes, so many to a batch.
+    pub fn batched(count: u32, size: usize, per_batch: u32, compressed: bool) -> Self {
+        let compression = if compressed {
+            Compression::Zstd
+        } else {
+            Compression::None
+        };
+        let mut blob = Self::with(count, size, Compression::None, Digester::Blake3);
+        blob.compression = compression;
+        blob.stored.clear();
+        for (batch, plain) in blob
+            .chunks
+            .chunks_mut(per_batch as usize)
+            .zip(blob.plain.chunks(per_batch as usize))
+        {
+            let decoded = plain.concat();
+            let stored = if compressed {
+                zstd::bulk::compress(&decoded, 3).unwrap()
+            } else {
+                decoded.clone()
+            };
+            let mut offset = 0;
+            for chunk in batch {
+                chunk.compressed_offset = blob.stored.len() as u64;
+                chunk.compressed_size = stored.len() as u32;
+                chunk.encoding = Encoding::Batch {
+                    decoded_size: decoded.len() as u32,
+                    offset,
+                };
+                offset += chunk.uncompressed_size;
+            }
+            blob.stored.extend(stored);
+        }
+        blob
+    }
+
+    /// `count` chunks of about `size` bytes in one slice of a gzip stream.
+    pub fn sliced(count: u32, size: usize) -> Self {
+        let mut blob = Self::with(count, size, Compression::None, Digester::Sha256);
+        blob.compression = Compression::Gzip;
+        let decoded = blob.plain.concat();
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&decoded).unwrap();
+        blob.stored = encoder.finish().unwrap();
+        let context = Arc::new(ZranContext {
+            number: 0,
+            decoded_size: decoded.len() as u32,
+            bits: 0,
+            byte: 0,
+            dictionary: Vec::new(),
+        });
+        let mut offset = 0;
+        for chunk in &mut blob.chunks {
+            chunk.compressed_offset = 10;
+            chunk.compressed_size = blob.stored.len() as u32 - 18;
+            chunk.encoding = Encoding::Zran {
+                context: Arc::clone(&context),
+                offset,
+            };
+            offset += chunk.uncompressed_size;
+        }
+        blob
     }
 
     pub fn description(&self) -> BlobDescription {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{SetattrValid, stat64};
@@ -14,9 +15,9 @@ use rustix::thread::CapabilitySet;
 
 use super::PassthroughFs;
 use super::lookup::Seen;
-use super::path::FdText;
 use crate::credentials::{ActingAs, WithoutFsetid};
 use crate::inode::Inode;
+use crate::proc::FdText;
 use crate::sys::{empty_stat, errno};
 
 /// Permission, set-id and sticky bits.
@@ -130,7 +131,7 @@ impl PassthroughFs {
     pub(super) fn attributes(&self, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
         let stat = match handle {
             Some(handle) => self.stat_of_fd(self.handles.get_any(handle, inode)?.as_fd())?,
-            None => self.stat_of_fd(self.inode(inode)?.as_fd())?,
+            None => self.stat_of_fd(self.inode(inode)?.fd()?.as_fd())?,
         };
         Ok((stat, self.options.cache.attr_timeout()))
     }
@@ -143,7 +144,7 @@ impl PassthroughFs {
     pub fn statx(&self, _: &Context, inode: u64, handle: Option<u64>) -> io::Result<(Statx, Duration)> {
         let seen = match handle {
             Some(handle) => Seen::of(self.handles.get_any(handle, inode)?.as_fd())?,
-            None => Seen::of(self.inode(inode)?.as_fd())?,
+            None => Seen::of(self.inode(inode)?.fd()?.as_fd())?,
         };
         let from = &seen.0;
         // Mount ids and mount roots of the host mean nothing to the guest, which has mounts of its own.
@@ -191,7 +192,7 @@ impl PassthroughFs {
                 return Err(errno(libc::EINVAL));
             }
             let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
-            rustix::fs::chownat(node.as_fd(), c"", owner, group, AtFlags::EMPTY_PATH)?;
+            rustix::fs::chownat(&node.fd()?, c"", owner, group, AtFlags::EMPTY_PATH)?;
         }
         if valid.contains(SetattrValid::MODE) {
             self.change_mode(&node, attr.st_mode & MODE_BITS)?;
@@ -211,9 +212,12 @@ impl PassthroughFs {
                 last_access: time(valid, access, attr.st_atime, attr.st_atime_nsec)?,
                 last_modification: time(valid, modification, attr.st_mtime, attr.st_mtime_nsec)?,
             };
-            rustix::fs::utimensat(node.as_fd(), c"", &times, AtFlags::EMPTY_PATH)?;
+            rustix::fs::utimensat(&node.fd()?, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        Ok((self.stat_of_fd(node.as_fd())?, self.options.cache.attr_timeout()))
+        Ok((
+            self.stat_of_fd(node.fd()?.as_fd())?,
+            self.options.cache.attr_timeout(),
+        ))
     }
 
     /// ACCESS: whether the caller may use the file in the way of `mask` (`R_OK`, `W_OK`, `X_OK`, by owner, group and
@@ -227,7 +231,8 @@ impl PassthroughFs {
         if node.is_symlink() {
             return Ok(());
         }
-        let text = FdText::number(node.as_fd())?;
+        let fd = node.fd()?;
+        let text = FdText::number(fd.as_fd())?;
         let _acting = ActingAs::user(ctx.uid, ctx.gid, None, CapabilitySet::empty())?;
         Ok(rustix::fs::accessat(
             self.proc.directory(),
@@ -238,11 +243,12 @@ impl PassthroughFs {
     }
 
     /// Sets permission bits. A symbolic link has none: EOPNOTSUPP, as from a local kernel.
-    pub(super) fn change_mode(&self, node: &Inode, mode: u32) -> io::Result<()> {
+    pub(super) fn change_mode(&self, node: &Arc<Inode>, mode: u32) -> io::Result<()> {
         if node.is_symlink() {
             return Err(errno(libc::EOPNOTSUPP));
         }
-        let text = FdText::number(node.as_fd())?;
+        let fd = node.fd()?;
+        let text = FdText::number(fd.as_fd())?;
         let mode = Mode::from_raw_mode(mode);
         Ok(rustix::fs::chmodat(
             self.proc.directory(),
@@ -252,7 +258,7 @@ impl PassthroughFs {
         )?)
     }
 
-    fn truncate(&self, node: &Inode, size: u64) -> io::Result<()> {
+    fn truncate(&self, node: &Arc<Inode>, size: u64) -> io::Result<()> {
         if node.is_directory() {
             return Err(errno(libc::EISDIR));
         }
@@ -261,7 +267,7 @@ impl PassthroughFs {
         }
         let file = self
             .proc
-            .reopen(node.as_fd(), OFlags::WRONLY | OFlags::NONBLOCK)?;
+            .reopen(node.fd()?.as_fd(), OFlags::WRONLY | OFlags::NONBLOCK)?;
         Ok(rustix::fs::ftruncate(file, size)?)
     }
 }

@@ -1,20 +1,19 @@
-//! Making and removing names.
+//! Making files.
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, OpenOptions};
 use fuse_backend_rs::api::filesystem::{Context, Entry};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::thread::CapabilitySet;
 
 use super::PassthroughFs;
-use super::path::FdText;
 use crate::credentials::{ActingAs, Umask};
 use crate::handle::Handle;
-use crate::inode::Inode;
+use crate::inode::{Inode, Permit};
 use crate::name::Name;
 use crate::sys::errno;
 
@@ -53,7 +52,7 @@ impl PassthroughFs {
     }
 
     /// The directory `id`, for a change of its contents.
-    fn directory_to_change(&self, id: u64) -> io::Result<Arc<Inode>> {
+    pub(super) fn directory_to_change(&self, id: u64) -> io::Result<Arc<Inode>> {
         self.writable()?;
         let directory = self.inode(id)?;
         if directory.is_directory() {
@@ -63,14 +62,45 @@ impl PassthroughFs {
         }
     }
 
-    /// Answers a request that has just made `name`.
-    fn created(&self, parent: &Inode, name: Name<'_>, extras: &CreateExtras<'_>) -> io::Result<Entry> {
-        let (inode, seen) = self.find_child(parent, name)?;
+    /// Answers a request that has just made `name` in `directory`, which is the node `parent`.
+    fn created(
+        &self,
+        parent: &Inode,
+        directory: BorrowedFd<'_>,
+        name: Name<'_>,
+        extras: &CreateExtras<'_>,
+    ) -> io::Result<Entry> {
+        let (inode, seen) = self.find_child(directory, name)?;
+        if let Err(error) = self.label(&inode, extras.labels) {
+            self.inodes.forget(inode.id(), 1);
+            // Nobody may find the file without its labels.
+            let kind = if inode.is_directory() {
+                AtFlags::REMOVEDIR
+            } else {
+                AtFlags::empty()
+            };
+            rustix::fs::unlinkat(directory, name.as_c_str(), kind)?;
+            return Err(error);
+        }
+        Ok(self.entry(Some(parent), &inode, &seen))
+    }
+
+    /// Answers a request that has just made the file that `file` has open.
+    fn created_open(
+        &self,
+        file: OwnedFd,
+        permit: Permit,
+        flags: u32,
+        extras: &CreateExtras<'_>,
+    ) -> io::Result<(Entry, u64, OpenOptions)> {
+        let (inode, seen) = self.adopt(self.proc.reopen(file.as_fd(), OFlags::PATH)?)?;
         if let Err(error) = self.label(&inode, extras.labels) {
             self.inodes.forget(inode.id(), 1);
             return Err(error);
         }
-        Ok(self.entry(Some(parent), &inode, &seen))
+        let entry = self.entry(None, &inode, &seen);
+        let handle = self.handles.insert(Handle::file(inode.id(), file, permit));
+        Ok((entry, handle, self.open_options(flags)))
     }
 
     /// MKNOD: a regular file, fifo, socket or device node; `rdev` counts for device nodes only.
@@ -99,17 +129,18 @@ impl PassthroughFs {
             libc::S_IFBLK => (FileType::BlockDevice, CapabilitySet::MKNOD),
             _ => return Err(errno(libc::EINVAL)),
         };
+        let directory = parent.fd()?;
         let creation = self.begin(ctx, extras, umask, keep)?;
         let permissions = Mode::from_raw_mode(mode & 0o7777);
         rustix::fs::mknodat(
-            parent.as_fd(),
+            &directory,
             name.as_c_str(),
             file_type,
             permissions,
             u64::from(rdev),
         )?;
         drop(creation);
-        self.created(&parent, name, extras)
+        self.created(&parent, directory.as_fd(), name, extras)
     }
 
     /// MKDIR.
@@ -128,14 +159,11 @@ impl PassthroughFs {
     ) -> io::Result<Entry> {
         let parent = self.directory_to_change(parent)?;
         let name = Name::new(name)?;
+        let directory = parent.fd()?;
         let creation = self.begin(ctx, extras, umask, CapabilitySet::empty())?;
-        rustix::fs::mkdirat(
-            parent.as_fd(),
-            name.as_c_str(),
-            Mode::from_raw_mode(mode & 0o7777),
-        )?;
+        rustix::fs::mkdirat(&directory, name.as_c_str(), Mode::from_raw_mode(mode & 0o7777))?;
         drop(creation);
-        self.created(&parent, name, extras)
+        self.created(&parent, directory.as_fd(), name, extras)
     }
 
     /// SYMLINK: `name` leads to `target`, which is kept as it is and never looked at.
@@ -153,10 +181,11 @@ impl PassthroughFs {
     ) -> io::Result<Entry> {
         let parent = self.directory_to_change(parent)?;
         let name = Name::new(name)?;
+        let directory = parent.fd()?;
         let creation = self.begin(ctx, extras, 0, CapabilitySet::empty())?;
-        rustix::fs::symlinkat(target, parent.as_fd(), name.as_c_str())?;
+        rustix::fs::symlinkat(target, &directory, name.as_c_str())?;
         drop(creation);
-        self.created(&parent, name, extras)
+        self.created(&parent, directory.as_fd(), name, extras)
     }
 
     /// CREATE: makes `name` as a regular file and opens it; without O_EXCL, opens the file that is already there.
@@ -174,29 +203,26 @@ impl PassthroughFs {
     ) -> io::Result<(Entry, u64, OpenOptions)> {
         let parent = self.directory_to_change(parent)?;
         let name = Name::new(name)?;
-        match self.create_new(ctx, &parent, name, args, extras) {
-            Ok(file) => {
-                let (inode, seen) = self.adopt(self.proc.reopen(file.as_fd(), OFlags::PATH)?)?;
-                if let Err(error) = self.label(&inode, extras.labels) {
-                    self.inodes.forget(inode.id(), 1);
-                    return Err(error);
-                }
-                let entry = self.entry(None, &inode, &seen);
-                let handle = self.handles.insert(Handle::file(inode.id(), file));
-                Ok((entry, handle, self.open_options(args.flags)))
-            }
+        let directory = parent.fd()?;
+        let permit = self.budget.take()?;
+        let made = self.create_new(ctx, directory.as_fd(), name, args, extras);
+        match made {
+            Ok(file) => self
+                .created_open(file, permit, args.flags, extras)
+                .inspect_err(|_| {
+                    // Nobody may find a file whose making has failed.
+                    rustix::fs::unlinkat(&directory, name.as_c_str(), AtFlags::empty()).ok();
+                }),
             Err(error)
                 if error.raw_os_error() == Some(libc::EEXIST) && args.flags & libc::O_EXCL as u32 == 0 =>
             {
-                let (inode, seen) = self.find_child(&parent, name)?;
+                drop(permit);
+                let (inode, seen) = self.find_child(directory.as_fd(), name)?;
                 let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-                match self.open_node(&inode, args.flags, kill) {
-                    Ok((handle, options)) => Ok((self.entry(Some(&parent), &inode, &seen), handle, options)),
-                    Err(error) => {
-                        self.inodes.forget(inode.id(), 1);
-                        Err(error)
-                    }
-                }
+                let (handle, options) = self
+                    .open_node(&inode, args.flags, kill)
+                    .inspect_err(|_| self.inodes.forget(inode.id(), 1))?;
+                Ok((self.entry(Some(&parent), &inode, &seen), handle, options))
             }
             Err(error) => Err(error),
         }
@@ -206,7 +232,7 @@ impl PassthroughFs {
     fn create_new(
         &self,
         ctx: &Context,
-        parent: &Inode,
+        directory: BorrowedFd<'_>,
         name: Name<'_>,
         args: &CreateIn,
         extras: &CreateExtras<'_>,
@@ -214,7 +240,7 @@ impl PassthroughFs {
         let flags = self.open_flags(args.flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let _creation = self.begin(ctx, extras, args.umask, CapabilitySet::empty())?;
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        Ok(rustix::fs::openat(parent.as_fd(), name.as_c_str(), flags, mode)?)
+        Ok(rustix::fs::openat(directory, name.as_c_str(), flags, mode)?)
     }
 
     /// FUSE_TMPFILE: makes a file without a name in `parent` and opens it; LINK can give it a name unless `flags` holds
@@ -237,66 +263,11 @@ impl PassthroughFs {
         if flags & libc::O_EXCL as u32 != 0 {
             host_flags |= OFlags::EXCL;
         }
+        let directory = parent.fd()?;
+        let permit = self.budget.take()?;
         let creation = self.begin(ctx, extras, umask, CapabilitySet::empty())?;
-        let file = rustix::fs::openat(
-            parent.as_fd(),
-            c".",
-            host_flags,
-            Mode::from_raw_mode(mode & 0o7777),
-        )?;
+        let file = rustix::fs::openat(&directory, c".", host_flags, Mode::from_raw_mode(mode & 0o7777))?;
         drop(creation);
-        let (inode, seen) = self.adopt(self.proc.reopen(file.as_fd(), OFlags::PATH)?)?;
-        if let Err(error) = self.label(&inode, extras.labels) {
-            self.inodes.forget(inode.id(), 1);
-            return Err(error);
-        }
-        let entry = self.entry(None, &inode, &seen);
-        let handle = self.handles.insert(Handle::file(inode.id(), file));
-        Ok((entry, handle, self.open_options(flags)))
-    }
-
-    /// UNLINK and RMDIR.
-    pub(super) fn remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> io::Result<()> {
-        let parent = self.directory_to_change(parent)?;
-        Ok(rustix::fs::unlinkat(
-            parent.as_fd(),
-            Name::new(name)?.as_c_str(),
-            flags,
-        )?)
-    }
-
-    /// RENAME and RENAME2, with the `RENAME_*` flags that Linux knows.
-    pub(super) fn move_name(&self, from: (u64, &CStr), to: (u64, &CStr), flags: u32) -> io::Result<()> {
-        let source = self.directory_to_change(from.0)?;
-        let target = self.directory_to_change(to.0)?;
-        let flags = RenameFlags::from_bits(flags)
-            .filter(|flags| RenameFlags::all().contains(*flags))
-            .ok_or_else(|| errno(libc::EINVAL))?;
-        let (old, new) = (Name::new(from.1)?, Name::new(to.1)?);
-        Ok(rustix::fs::renameat_with(
-            source.as_fd(),
-            old.as_c_str(),
-            target.as_fd(),
-            new.as_c_str(),
-            flags,
-        )?)
-    }
-
-    /// LINK: one more name for the file of node `inode`.
-    pub(super) fn add_link(&self, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
-        let parent = self.directory_to_change(parent)?;
-        let node = self.inode(inode)?;
-        let name = Name::new(name)?;
-        let text = FdText::number(node.as_fd())?;
-        // The link in /proc is followed, and only that: it leads to the file itself, be that a symbolic link.
-        rustix::fs::linkat(
-            self.proc.directory(),
-            text.as_c_str(),
-            parent.as_fd(),
-            name.as_c_str(),
-            AtFlags::SYMLINK_FOLLOW,
-        )?;
-        let (inode, seen) = self.find_child(&parent, name)?;
-        Ok(self.entry(Some(&parent), &inode, &seen))
+        self.created_open(file, permit, flags, extras)
     }
 }

@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::OpenOptions;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
@@ -125,13 +126,17 @@ impl PassthroughFs {
         if !node.is_directory() {
             return Err(errno(libc::ENOTDIR));
         }
-        let directory = self.open_directory(node.as_fd())?;
+        let permit = self.budget.take()?;
+        let directory = self.open_directory(node.fd()?.as_fd())?;
         let options = if self.options.cache.keeps_data() {
             OpenOptions::CACHE_DIR | OpenOptions::KEEP_CACHE
         } else {
             OpenOptions::empty()
         };
-        Ok((self.handles.insert(Handle::directory(inode, directory)), options))
+        Ok((
+            self.handles.insert(Handle::directory(inode, directory, permit)),
+            options,
+        ))
     }
 
     /// READDIR: names, types and inode numbers, `.` and `..` included.
@@ -187,25 +192,21 @@ impl PassthroughFs {
         partial(added, result)
     }
 
-    fn directory_being_read(
-        &self,
-        inode: u64,
-        handle: u64,
-    ) -> io::Result<(std::sync::Arc<Inode>, std::sync::Arc<Handle>)> {
+    fn directory_being_read(&self, inode: u64, handle: u64) -> io::Result<(Arc<Inode>, Arc<Handle>)> {
         let handle = self.handles.get_directory(handle, inode)?;
         Ok((self.inode(inode)?, handle))
     }
 
-    fn look_up_record(&self, node: &Inode, record: &Record<'_>) -> io::Result<Entry> {
+    fn look_up_record(&self, node: &Arc<Inode>, record: &Record<'_>) -> io::Result<Entry> {
         if record.is_dot_or_dot_dot() {
             return Ok(Entry::default());
         }
-        let (inode, seen) = self.find_child(node, Name::new(record.name)?)?;
+        let (inode, seen) = self.find_child(node.fd()?.as_fd(), Name::new(record.name)?)?;
         Ok(self.entry(Some(node), &inode, &seen))
     }
 
     /// A record as the guest sees it.
-    fn describe<'a>(&self, node: &Inode, record: &Record<'a>) -> DirEntry<'a> {
+    fn describe<'a>(&self, node: &Arc<Inode>, record: &Record<'a>) -> DirEntry<'a> {
         let key = node.key();
         // What lies above the root is not the guest's to know.
         let ino = if node.id() == ROOT && record.name == c".." {
@@ -226,11 +227,11 @@ impl PassthroughFs {
     }
 
     /// The type of an entry of a file system that does not list types; overlay in the guest needs it.
-    fn kind_of(&self, node: &Inode, record: &Record<'_>) -> Option<u8> {
+    fn kind_of(&self, node: &Arc<Inode>, record: &Record<'_>) -> Option<u8> {
         if record.is_dot_or_dot_dot() {
             return Some(libc::DT_DIR);
         }
-        let seen = Seen::at(node.as_fd(), Name::new(record.name).ok()?).ok()?;
+        let seen = Seen::at(node.fd().ok()?.as_fd(), Name::new(record.name).ok()?).ok()?;
         u8::try_from(seen.file_type() >> 12).ok()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::{FsOptions, OpenOptions, WRITE_KILL_PRIV};
 use fuse_backend_rs::api::filesystem::{Context, ZeroCopyReader, ZeroCopyWriter};
@@ -84,7 +85,7 @@ impl PassthroughFs {
     /// one here must not get the host's device.
     pub(super) fn open_node(
         &self,
-        node: &Inode,
+        node: &Arc<Inode>,
         flags: u32,
         kill_privileges: bool,
     ) -> io::Result<(u64, OpenOptions)> {
@@ -102,15 +103,17 @@ impl PassthroughFs {
             self.writable()?;
         }
         let _guard = WithoutFsetid::when(kill_privileges && host_flags.contains(OFlags::TRUNC))?;
-        let file = match self.proc.reopen(node.as_fd(), host_flags) {
+        let permit = self.budget.take()?;
+        let fd = node.fd()?;
+        let file = match self.proc.reopen(fd.as_fd(), host_flags) {
             // A file that may only be appended to can only be opened that way.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) && flags & libc::O_APPEND as u32 != 0 => {
-                self.proc.reopen(node.as_fd(), host_flags | OFlags::APPEND)?
+                self.proc.reopen(fd.as_fd(), host_flags | OFlags::APPEND)?
             }
             other => other?,
         };
         Ok((
-            self.handles.insert(Handle::file(node.id(), file)),
+            self.handles.insert(Handle::file(node.id(), file, permit)),
             self.open_options(flags),
         ))
     }

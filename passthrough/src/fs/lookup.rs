@@ -10,7 +10,7 @@ use fuse_backend_rs::api::filesystem::Entry;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 
 use super::PassthroughFs;
-use crate::inode::{Inode, InodeFile, Key, ROOT};
+use crate::inode::{Inode, Key, ROOT};
 use crate::name::Name;
 use crate::sys::errno;
 
@@ -76,20 +76,27 @@ fn open_path(directory: BorrowedFd<'_>, name: Name<'_>) -> io::Result<OwnedFd> {
 
 impl PassthroughFs {
     /// The node of `name` in `parent`, with one more lookup, and what it looks like.
-    pub(super) fn find_child(&self, parent: &Inode, name: Name<'_>) -> io::Result<(Arc<Inode>, Seen)> {
-        let seen = Seen::at(parent.as_fd(), name)?;
+    pub(super) fn find_child(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: Name<'_>,
+    ) -> io::Result<(Arc<Inode>, Seen)> {
+        let seen = Seen::at(parent, name)?;
         if let Some(inode) = seen.key().and_then(|key| self.inodes.find(&key)) {
             return Ok((inode, seen));
         }
         // Only what has been opened is certain to stay the same file.
-        self.adopt(open_path(parent.as_fd(), name)?)
+        self.adopt(open_path(parent, name)?)
     }
 
     /// The node of the file behind the O_PATH descriptor `fd`, with one more lookup, and what it looks like.
     pub(super) fn adopt(&self, fd: OwnedFd) -> io::Result<(Arc<Inode>, Seen)> {
         let seen = Seen::of(fd.as_fd())?;
         let key = seen.key().ok_or_else(|| errno(libc::EOPNOTSUPP))?;
-        Ok((self.inodes.insert(key, seen.file_type(), InodeFile::Fd(fd)), seen))
+        Ok((
+            self.inodes.adopt(fd, key, seen.file_type(), seen.0.stx_nlink)?,
+            seen,
+        ))
     }
 
     /// The answer to whatever looked `inode` up. `parent` is absent where it does not matter: for files, and for the
@@ -123,10 +130,10 @@ impl PassthroughFs {
             _ => false,
         };
         if itself {
-            let (inode, seen) = self.adopt(self.proc.reopen(parent.as_fd(), OFlags::PATH)?)?;
+            let (inode, seen) = self.adopt(self.proc.reopen(parent.fd()?.as_fd(), OFlags::PATH)?)?;
             return Ok(self.entry(None, &inode, &seen));
         }
-        let (inode, seen) = self.find_child(&parent, Name::new(name)?)?;
+        let (inode, seen) = self.find_child(parent.fd()?.as_fd(), Name::new(name)?)?;
         Ok(self.entry(Some(&parent), &inode, &seen))
     }
 }

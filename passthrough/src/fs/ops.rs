@@ -5,7 +5,6 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{
@@ -75,7 +74,7 @@ impl FileSystem for PassthroughFs {
         if !node.is_symlink() {
             return Err(errno(libc::EINVAL));
         }
-        answer(rustix::fs::readlinkat(node.as_fd(), c"", Vec::new()).map_err(io::Error::from))
+        answer(rustix::fs::readlinkat(&node.fd()?, c"", Vec::new()).map_err(io::Error::from))
             .map(|to| to.into_bytes())
     }
 
@@ -213,7 +212,7 @@ impl FileSystem for PassthroughFs {
 
     fn statfs(&self, _: &Context, inode: u64) -> io::Result<libc::statvfs64> {
         let node = self.inode(inode)?;
-        let from = answer(rustix::fs::fstatvfs(node.as_fd()).map_err(io::Error::from))?;
+        let from = answer(rustix::fs::fstatvfs(&node.fd()?).map_err(io::Error::from))?;
         let mut to = empty_statvfs();
         to.f_bsize = from.f_bsize as _;
         to.f_frsize = from.f_frsize as _;

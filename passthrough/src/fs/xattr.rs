@@ -6,13 +6,14 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
 use rustix::fs::XattrFlags;
 
 use super::PassthroughFs;
-use super::path::FdText;
 use crate::inode::Inode;
+use crate::proc::FdText;
 use crate::sys::errno;
 
 /// Longest value and longest list of names that Linux allows, in bytes.
@@ -21,7 +22,7 @@ const VALUE_MAX: usize = 65_536;
 const ACCESS_ACL: &CStr = c"system.posix_acl_access";
 
 impl PassthroughFs {
-    fn xattr_node(&self, inode: u64) -> io::Result<std::sync::Arc<Inode>> {
+    fn xattr_node(&self, inode: u64) -> io::Result<Arc<Inode>> {
         if !self.options.xattr {
             return Err(errno(libc::EOPNOTSUPP));
         }
@@ -31,7 +32,8 @@ impl PassthroughFs {
     /// GETXATTR. `size` 0 asks for the length of the value.
     pub(super) fn get_xattr(&self, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
         let node = self.xattr_node(inode)?;
-        let path = FdText::absolute(node.as_fd())?;
+        let fd = node.fd()?;
+        let path = FdText::absolute(fd.as_fd())?;
         if size == 0 {
             let length = rustix::fs::getxattr_query(path.as_c_str(), name)?;
             return Ok(GetxattrReply::Count(length as u32));
@@ -45,7 +47,8 @@ impl PassthroughFs {
     /// LISTXATTR. `size` 0 asks for the length of the list.
     pub(super) fn list_xattr(&self, inode: u64, size: u32) -> io::Result<ListxattrReply> {
         let node = self.xattr_node(inode)?;
-        let path = FdText::absolute(node.as_fd())?;
+        let fd = node.fd()?;
+        let path = FdText::absolute(fd.as_fd())?;
         if size == 0 {
             let length = rustix::fs::listxattr_query(path.as_c_str())?;
             return Ok(ListxattrReply::Count(length as u32));
@@ -74,7 +77,7 @@ impl PassthroughFs {
         let node = self.xattr_node(inode)?;
         self.set_xattr_of(&node, name, value, flags)?;
         if kill_setgid && name == ACCESS_ACL {
-            let mode = rustix::fs::fstat(node.as_fd())?.st_mode;
+            let mode = rustix::fs::fstat(&node.fd()?)?.st_mode;
             if mode & libc::S_ISGID != 0 {
                 self.change_mode(&node, mode & 0o7777 & !libc::S_ISGID)?;
             }
@@ -82,17 +85,18 @@ impl PassthroughFs {
         Ok(())
     }
 
-    fn set_xattr_of(&self, node: &Inode, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
+    fn set_xattr_of(&self, node: &Arc<Inode>, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
         if value.len() > VALUE_MAX {
             return Err(errno(libc::E2BIG));
         }
-        let path = FdText::absolute(node.as_fd())?;
+        let fd = node.fd()?;
+        let path = FdText::absolute(fd.as_fd())?;
         let flags = XattrFlags::from_bits(flags).ok_or_else(|| errno(libc::EINVAL))?;
         Ok(rustix::fs::setxattr(path.as_c_str(), name, value, flags)?)
     }
 
     /// Puts security labels on a file that has just been made.
-    pub(super) fn label(&self, node: &Inode, labels: &[(&CStr, &[u8])]) -> io::Result<()> {
+    pub(super) fn label(&self, node: &Arc<Inode>, labels: &[(&CStr, &[u8])]) -> io::Result<()> {
         labels
             .iter()
             .try_for_each(|(name, value)| self.set_xattr_of(node, name, value, 0))
@@ -102,7 +106,8 @@ impl PassthroughFs {
     pub(super) fn remove_xattr(&self, inode: u64, name: &CStr) -> io::Result<()> {
         self.writable()?;
         let node = self.xattr_node(inode)?;
-        let path = FdText::absolute(node.as_fd())?;
+        let fd = node.fd()?;
+        let path = FdText::absolute(fd.as_fd())?;
         Ok(rustix::fs::removexattr(path.as_c_str(), name)?)
     }
 }

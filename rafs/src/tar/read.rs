@@ -429,7 +429,6 @@ mod tests {
         let mut long = Vec::new();
         let mut writer = Writer::new(&mut long);
         writer.member(&member(b"placeholder", Kind::Regular)).unwrap();
-        drop(writer);
         // A GNU header for a name of 150 bytes in front of it.
         let mut header = Header::new_zeroed();
         header.name[..13].copy_from_slice(b"././@LongLink");

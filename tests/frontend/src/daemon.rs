@@ -237,21 +237,17 @@ impl Daemon {
         }
     }
 
-    /// Kills it as the kernel would, and starts `program` again on the same sockets with the same
-    /// arguments, in the same directory.
-    pub fn kill_and_restart(mut self, program: &Path, arguments: &[&str]) -> Result<Self> {
-        self.kill()?;
-        let directory = std::mem::replace(
-            &mut self.directory,
-            tempfile::tempdir().map_err(|e| Error::io("temporary directory", e))?,
-        );
-        Builder {
-            program: program.to_owned(),
-            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+    /// Starts `program` on the sockets and in the directory of this daemon, which has ended.
+    pub fn restart(mut self, program: impl Into<PathBuf>) -> Result<Self> {
+        let spare = tempfile::tempdir().map_err(|e| Error::io("temporary directory", e))?;
+        let directory = std::mem::replace(&mut self.directory, spare);
+        let builder = Builder {
+            program: program.into(),
+            arguments: Vec::new(),
             environment: Vec::new(),
             directory,
-        }
-        .start()
+        };
+        builder.start()
     }
 
     /// Kills it.

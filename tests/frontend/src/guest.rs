@@ -15,7 +15,7 @@ use crate::abi::{IN_HEADER, InHeader, OUT_HEADER};
 use crate::memory::{DirtyLog, GuestMemory, PAGE, Place};
 use crate::ops::{self, Request};
 use crate::vmm::{Options, Order, Restart, Vmm};
-use crate::vring::{Counts, Queue, Segment, Used};
+use crate::vring::{Counts, Descriptor, Queue, Segment, Used};
 use crate::{Error, Result};
 
 mod layout;
@@ -391,6 +391,52 @@ impl Guest {
     /// Sends a request and returns the errno of its answer, 0 if it went well.
     pub fn errno(&self, request: &Request) -> Result<i32> {
         Ok(self.wait(self.submit(request)?)?.errno)
+    }
+
+    // --- what no driver sends ---
+
+    /// Makes bytes available as a request, with room for `room` bytes of answer. Nothing is checked; when
+    /// the device returns the chain it lands in [`Lane::raw`]. The answer's address.
+    pub fn submit_bytes(&self, queue: usize, bytes: &[u8], room: usize) -> Result<u64> {
+        let address = self.memory.allocate(bytes.len().max(1) + room, 16)?;
+        self.memory.write(address, bytes);
+        let answer = address + bytes.len() as u64;
+        let mut lane = self.lane(queue);
+        let readable = [Segment {
+            address,
+            len: bytes.len() as u32,
+        }];
+        let writable = [Segment {
+            address: answer,
+            len: room as u32,
+        }];
+        let cut = |segments: &'_ [Segment; 1]| -> Vec<Segment> {
+            segments
+                .iter()
+                .filter(|segment| segment.len > 0)
+                .copied()
+                .collect()
+        };
+        lane.queue.add(&cut(&readable), &cut(&writable), false)?;
+        lane.queue.publish();
+        Ok(answer)
+    }
+
+    /// Makes a chain of these descriptors available. A `next` below their number is relative to them, any
+    /// other goes into the table as it is. When the device returns the chain it lands in [`Lane::raw`].
+    pub fn submit_descriptors(&self, queue: usize, descriptors: &[Descriptor]) -> Result<u16> {
+        let mut lane = self.lane(queue);
+        let taken = lane.queue.take(descriptors.len())?;
+        for (at, descriptor) in descriptors.iter().enumerate() {
+            let next = taken
+                .get(usize::from(descriptor.next))
+                .copied()
+                .unwrap_or(descriptor.next);
+            lane.queue.set(taken[at], Descriptor { next, ..*descriptor });
+        }
+        let head = lane.queue.add_taken(taken);
+        lane.queue.publish();
+        Ok(head)
     }
 
     // --- life cycle ---

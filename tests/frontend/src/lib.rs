@@ -11,6 +11,7 @@
 //! * [`guest`]: a FUSE client on the queues; many requests in flight, any order of completion.
 //! * [`daemon`], [`http`]: starts a daemon, talks to its API socket, measures it, ends it.
 //! * [`image`], [`registry`]: images to mount, and a registry that fails as it is told to.
+//! * [`random`]: repeatable numbers.
 //! * [`tree`]: walks what a guest sees, and compares it with what it should see.
 //!
 //! This crate must not use code of the device under test, nor of the crates that the device is built on.
@@ -25,6 +26,7 @@ pub mod image;
 pub mod memory;
 pub mod message;
 pub mod ops;
+pub mod random;
 pub mod registry;
 pub mod tree;
 pub mod vmm;

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::abi::OUT_HEADER;
 use crate::memory::GuestMemory;
 use crate::ops::Request;
+use crate::random::Random;
 use crate::vring::Segment;
 
 /// How requests are cut into descriptors. The device must not care.
@@ -102,7 +103,7 @@ impl Layout {
             Layout::Linux => laid.linux(header, request)?,
             Layout::Compact => laid.compact(bytes.len(), room)?,
             Layout::Ragged(seed) => {
-                let mut random = Random(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+                let mut random = Random::new(seed ^ (number << 20));
                 let most = usize::from(limit / 2).clamp(1, 40);
                 laid.readable = laid.ragged(bytes.len(), most, &mut random)?;
                 if let Some(room) = room {
@@ -221,27 +222,5 @@ impl Laid {
             });
         }
         Ok(())
-    }
-}
-
-/// xorshift64*; tests must be repeatable.
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next value.
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A value below `bound`, 0 if that is 0.
-    pub fn below(&mut self, bound: usize) -> usize {
-        if bound == 0 {
-            0
-        } else {
-            (self.next() >> 11) as usize % bound
-        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::ffi::CStr;
 use std::io::{self, Write};
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -18,13 +19,13 @@ const LONGEST: usize = 32;
 
 /// `/proc/self/fd`, held open so that it stays the real one.
 #[derive(Debug)]
-pub(super) struct ProcFd {
+pub(crate) struct ProcFd {
     directory: OwnedFd,
 }
 
 impl ProcFd {
     /// Opens the directory and makes sure that it lies on a proc file system.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(PROC_SELF_FD, flags, Mode::empty())?;
         if rustix::fs::fstatfs(&directory)?.f_type as u64 != rustix::fs::PROC_SUPER_MAGIC as u64 {
@@ -34,13 +35,13 @@ impl ProcFd {
     }
 
     /// The directory, for calls relative to it with the text of [`FdText::number`].
-    pub(super) fn directory(&self) -> &OwnedFd {
+    pub(crate) fn directory(&self) -> &OwnedFd {
         &self.directory
     }
 
     /// Opens the file behind `fd` again. The caller has made sure that it is a regular file or a directory, or passes
     /// O_PATH.
-    pub(super) fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
+    pub(crate) fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
         let text = FdText::number(fd)?;
         Ok(rustix::fs::openat(
             &self.directory,
@@ -52,27 +53,29 @@ impl ProcFd {
 }
 
 /// The text of a descriptor's link, made without allocation.
+///
+/// It borrows the descriptor, since the number means another file once that is closed.
 #[derive(Debug)]
-pub(super) struct FdText([u8; LONGEST]);
+pub(crate) struct FdText<'fd>([u8; LONGEST], PhantomData<BorrowedFd<'fd>>);
 
-impl FdText {
+impl<'fd> FdText<'fd> {
     /// `N`, relative to [`ProcFd::directory`].
-    pub(super) fn number(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn number(fd: BorrowedFd<'fd>) -> io::Result<Self> {
         Self::write(format_args!("{}\0", fd.as_raw_fd()))
     }
 
     /// `/proc/self/fd/N`, for calls that take no directory.
-    pub(super) fn absolute(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn absolute(fd: BorrowedFd<'fd>) -> io::Result<Self> {
         Self::write(format_args!("/proc/self/fd/{}\0", fd.as_raw_fd()))
     }
 
     fn write(text: std::fmt::Arguments<'_>) -> io::Result<Self> {
         let mut buffer = [0; LONGEST];
         buffer.as_mut_slice().write_fmt(text)?;
-        Ok(FdText(buffer))
+        Ok(FdText(buffer, PhantomData))
     }
 
-    pub(super) fn as_c_str(&self) -> &CStr {
+    pub(crate) fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
     }
 }
