@@ -10,7 +10,7 @@ mod xts;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use crate::chunk::{BlobDescription, Chunk, Compression, Digester, Encoding};
+use crate::chunk::{BlobDescription, Chunk, Cipher, Compression, Digester, Encoding};
 use crate::error::CodecError;
 
 /// Largest chunk, and largest decoded batch.
@@ -90,6 +90,12 @@ pub fn same_unit(a: &Chunk, b: &Chunk) -> bool {
         (Encoding::Zran { context: x, .. }, Encoding::Zran { context: y, .. }) => x.number == y.number,
         _ => false,
     }
+}
+
+/// Decrypts a unit that is not a chunk: the chunk index of an encrypted blob comes in two of them.
+pub fn decrypt(cipher: &Cipher, unit: &[u8]) -> Result<Vec<u8>, CodecError> {
+    xts::decrypt(cipher, unit)
+        .ok_or_else(|| CodecError::Description(format!("encrypted unit of {} bytes", unit.len())))
 }
 
 /// Where a chunk lies in its decoded unit.

@@ -18,16 +18,7 @@ use sha2::{Digest, Sha256};
 use support::{Expected, ExpectedEntry, Mount, fixture_names, fixtures, image_of};
 
 /// Fixtures that cannot be read yet, and a part of the message that says why.
-const UNREADABLE: &[(&str, &str)] = &[
-    ("v6-encrypt-batch", "encrypted chunk information is not supported"),
-    ("v6-encrypt-lz4", "lz4 data"),
-    ("v6-encrypt-none", "SHA-256 digest differs"),
-    ("v6-encrypt-tiny", "decodes to 18 bytes"),
-    ("v6-zran", "gzip entry points are not supported"),
-    ("v6-zran-inline-toc", "gzip entry points are not supported"),
-    ("v6-zran-large", "gzip entry points are not supported"),
-    ("v6-zran-members", "gzip entry points are not supported"),
-];
+const UNREADABLE: &[(&str, &str)] = &[];
 
 /// Bytes per read: no divisor of any chunk size, so that reads cross chunks.
 const READ: usize = 300_000;

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use backend::chunk::{Chunk, Compression, Encoding, ZranContext as EntryPoint};
+use backend::codec;
 use zerocopy::FromBytes;
 
 use crate::layout::blob::{
@@ -163,11 +164,13 @@ fn check_header(header: &ChunkInfoHeader, facts: &BlobFacts, info: &ChunkInfoFac
     }
 }
 
+/// Array and header are encrypted separately.
 fn decrypt(facts: &BlobFacts, array: &[u8], header: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
-    match &facts.cipher {
-        None => Ok((array.to_vec(), header.to_vec())),
-        Some(_) => Err("encrypted chunk information is not supported".to_owned()),
-    }
+    let Some(cipher) = &facts.cipher else {
+        return Ok((array.to_vec(), header.to_vec()));
+    };
+    let decrypt = |unit| codec::decrypt(cipher, unit).map_err(|error| error.to_string());
+    Ok((decrypt(array)?, decrypt(header)?))
 }
 
 fn decompress(info: &ChunkInfoFacts, stored: &[u8]) -> Result<Vec<u8>, String> {

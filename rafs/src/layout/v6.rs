@@ -379,6 +379,19 @@ impl BlobEntry {
                 "more than 2^44",
             ));
         }
+        let unit = if features.has(Features::TARFS) {
+            1 << TARFS_BLOCK_BITS
+        } else {
+            1 << BLOCK_BITS
+        };
+        if !self.uncompressed_size.get().is_multiple_of(unit) {
+            return Err(invalid(
+                NAME,
+                "uncompressed size",
+                self.uncompressed_size.get(),
+                "not whole blocks",
+            ));
+        }
         if self.ci_compressed_size.get() > self.ci_uncompressed_size.get() {
             return Err(invalid(
                 NAME,

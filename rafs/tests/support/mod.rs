@@ -13,7 +13,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use backend::config::DirConfig;
@@ -175,16 +175,18 @@ impl ZeroCopyWriter for Buffer {
 /// An image on a store of its own, with a directory of blobs as the source.
 pub struct Mount {
     pub fs: RafsFs,
+    pub place: Arc<Place>,
+}
+
+/// A store, its cache directory, and the directory of blobs that it reads from.
+pub struct Place {
     pub store: Store,
+    pub source: SourceConfig,
     pub cache: tempfile::TempDir,
 }
 
-impl Mount {
-    pub fn open(image: &Path, blobs: &Path) -> Result<Self, String> {
-        Self::open_with(image, blobs, tempfile::tempdir().unwrap())
-    }
-
-    pub fn open_with(image: &Path, blobs: &Path, cache: tempfile::TempDir) -> Result<Self, String> {
+impl Place {
+    pub fn new(blobs: &Path) -> Arc<Self> {
         let store = Store::new(StoreOptions {
             decode_threads: 1,
             ..StoreOptions::default()
@@ -194,16 +196,33 @@ impl Mount {
             dir: Some(blobs.to_owned()),
             ..DirConfig::default()
         });
-        let config = CacheConfig::new(cache.path());
+        Arc::new(Self {
+            store,
+            source,
+            cache: tempfile::tempdir().unwrap(),
+        })
+    }
+
+    pub fn mount(self: &Arc<Self>, image: &Path) -> Result<Mount, String> {
+        let config = CacheConfig::new(self.cache.path());
         let options = Options {
             xattr: true,
             validate: false,
         };
         let fs = RafsFs::open(image, options, &mut |blob| {
-            store.open_blob(blob, &source, &config)
+            self.store.open_blob(blob, &self.source, &config)
         })
         .map_err(|error| chain(&error))?;
-        Ok(Self { fs, store, cache })
+        Ok(Mount {
+            fs,
+            place: self.clone(),
+        })
+    }
+}
+
+impl Mount {
+    pub fn open(image: &Path, blobs: &Path) -> Result<Self, String> {
+        Place::new(blobs).mount(image)
     }
 
     /// Reads, and fetches what is absent, as a device does.
