@@ -52,6 +52,9 @@ pub struct DeviceOptions {
     pub request_queues: u16,
     /// Descriptors of a queue at most; a power of two up to 32768.
     pub max_queue_size: u16,
+    /// Let the guest's security module label the files that it creates. Needs extended attributes on every host
+    /// tree.
+    pub security_labels: bool,
 }
 
 impl Default for DeviceOptions {
@@ -59,6 +62,7 @@ impl Default for DeviceOptions {
         DeviceOptions {
             request_queues: 8,
             max_queue_size: 1024,
+            security_labels: false,
         }
     }
 }
@@ -112,7 +116,7 @@ impl Device {
         mounts.subscribe(listening);
         let server = Arc::new(Server::new(
             mounts,
-            Arc::new(Session::default()),
+            Arc::new(Session::new(options.security_labels)),
             deferred,
             metrics,
         ));

@@ -125,6 +125,71 @@ impl<'a> Arguments<'a> {
     }
 }
 
+/// What a request that creates something carries behind its arguments (`fuse_ext_header`, since 7.38).
+#[derive(Default)]
+pub struct Extensions<'a> {
+    /// The directory's group, if it is among the caller's supplementary groups.
+    pub group: Option<u32>,
+    /// Names and values of security labels for the new file.
+    pub labels: Vec<(&'a CStr, &'a [u8])>,
+}
+
+/// Extension types below this are the number of labels in a `fuse_secctx_header`.
+const MAX_LABELS: u32 = 32;
+/// `FUSE_EXT_GROUPS`.
+const GROUPS: u32 = 32;
+
+impl<'a> Extensions<'a> {
+    /// Takes the extensions of a request with this header from the end of its arguments.
+    pub fn take(header: &InHeader, arguments: &mut Arguments<'a>) -> Result<Self, Errno> {
+        let length = usize::from(header.total_extlen) * 8;
+        if length == 0 {
+            return Ok(Extensions::default());
+        }
+        let start = arguments.rest.len().checked_sub(length).ok_or(Errno::INVAL)?;
+        let (rest, tail) = arguments.rest.split_at_checked(start).ok_or(Errno::INVAL)?;
+        arguments.rest = rest;
+        let mut found = Extensions::default();
+        let mut tail = Arguments::new(tail);
+        while !tail.rest.is_empty() {
+            let [size, kind]: [u32; 2] = tail.take()?;
+            let size = size.checked_sub(8).ok_or(Errno::INVAL)?.next_multiple_of(8);
+            let mut body = Arguments::new(tail.bytes(size)?);
+            match kind {
+                GROUPS => found.group = body.groups()?,
+                count if count < MAX_LABELS => found.labels = body.labels(count)?,
+                // To come after our time; they change nothing of what is asked for.
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl<'a> Arguments<'a> {
+    fn groups(&mut self) -> Result<Option<u32>, Errno> {
+        match self.take::<u32>()? {
+            0 => Ok(None),
+            // Linux sends the one that counts.
+            _ => Ok(Some(self.take()?)),
+        }
+    }
+
+    fn labels(&mut self, count: u32) -> Result<Vec<(&'a CStr, &'a [u8])>, Errno> {
+        let mut labels = Vec::new();
+        for _ in 0..count {
+            let [size, _padding]: [u32; 2] = self.take()?;
+            let before = self.rest.len();
+            let label = (self.attribute()?, self.bytes(size)?);
+            labels.push(label);
+            let taken = before - self.rest.len();
+            let padding = (taken.next_multiple_of(8) - taken).min(self.rest.len());
+            self.bytes(padding as u32)?;
+        }
+        Ok(labels)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +231,50 @@ mod tests {
         assert!(arguments.take::<u32>().is_err());
     }
 
+    fn extensions(
+        bytes: &[u8],
+        units: u16,
+    ) -> Result<(Option<u32>, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>), Errno> {
+        let header = InHeader {
+            total_extlen: units,
+            ..InHeader::default()
+        };
+        let mut arguments = Arguments::new(bytes);
+        let found = Extensions::take(&header, &mut arguments)?;
+        let labels = found
+            .labels
+            .iter()
+            .map(|(name, value)| (name.to_bytes().to_vec(), value.to_vec()));
+        Ok((found.group, labels.collect(), arguments.rest.to_vec()))
+    }
+
+    #[test]
+    fn extensions_are_taken_from_the_end() {
+        let mut bytes = b"name\0".to_vec();
+        let words = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|word| word.to_ne_bytes()).collect() };
+        // One label: header, size and padding, name, value, padding to 8 bytes.
+        let mut label = [words(&[3, 0]), b"security.x\0abc".to_vec()].concat();
+        label.resize(label.len().next_multiple_of(8), 0);
+        bytes.extend([words(&[8 + label.len() as u32, 1]), label.clone()].concat());
+        bytes.extend(words(&[16, 32, 1, 1000]));
+        let units = (8 + label.len() + 16) / 8;
+        let (group, labels, rest) = extensions(&bytes, units as u16).unwrap();
+        assert_eq!(group, Some(1000));
+        assert_eq!(labels, [(b"security.x".to_vec(), b"abc".to_vec())]);
+        assert_eq!(rest, b"name\0");
+        assert_eq!(extensions(&bytes, 0).unwrap().2, bytes);
+        assert!(extensions(&bytes, 100).is_err());
+        assert!(extensions(&words(&[4, 32]), 1).is_err());
+        assert!(extensions(&words(&[400, 32]), 1).is_err());
+        assert!(extensions(&words(&[8, 5]), 1).is_err(), "five labels in no bytes");
+    }
+
     proptest::proptest! {
+        #[test]
+        fn no_extension_harms(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), units in 0u16..30) {
+            let _ = extensions(&bytes, units);
+        }
+
         #[test]
         fn no_bytes_make_a_bad_name_pass(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {
             if let Ok(name) = name(&bytes) {

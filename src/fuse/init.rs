@@ -14,6 +14,8 @@ const MAJOR: u32 = 7;
 const MINOR: u32 = 41;
 /// Linux has had virtio-fs since 5.4, which speaks 7.31.
 const OLDEST_MINOR: u32 = 31;
+/// Since then extensions are counted in the header of a request.
+const EXTENSIONS_MINOR: u32 = 38;
 /// Bytes of the data of a WRITE at most, and of a READ by way of `max_pages`.
 pub const MAX_WRITE: u32 = 1 << 20;
 const PAGE: u32 = 4096;
@@ -45,6 +47,8 @@ const BY_MOUNTS: u64 = init::POSIX_ACL | init::DONT_MASK | init::WRITEBACK_CACHE
 pub struct Session {
     initialised: AtomicBool,
     flags: AtomicU64,
+    /// Offered on request of whoever started the device.
+    extra: u64,
 }
 
 /// What INIT is answered with.
@@ -56,6 +60,16 @@ pub enum Greeting {
 }
 
 impl Session {
+    /// No session yet. With `security_labels`, new files are labelled by the guest's security module; its labels
+    /// must then be possible on all host trees.
+    pub fn new(security_labels: bool) -> Self {
+        let extra = if security_labels { init::SECURITY_CTX } else { 0 };
+        Session {
+            extra,
+            ..Session::default()
+        }
+    }
+
     /// Negotiates a new session. `settle` says which of the offered flags the mounts agree to.
     pub fn init(
         &self,
@@ -84,7 +98,13 @@ impl Session {
         }
         let possible = FsOptions::from_bits_truncate(offered & (WANTED | BY_MOUNTS));
         let always = FsOptions::from_bits_truncate(WANTED);
-        let flags = settle(possible, always).bits() | offered & WANTED;
+        let mut wanted = WANTED | self.extra;
+        if asked.minor >= EXTENSIONS_MINOR {
+            wanted |= init::CREATE_SUPP_GROUP;
+        } else {
+            wanted &= !init::SECURITY_CTX;
+        }
+        let flags = settle(possible, always).bits() | offered & wanted;
         self.flags.store(flags, Ordering::Relaxed);
         self.initialised.store(true, Ordering::Release);
         tracing::info!(asked.minor, offered, flags, "FUSE session");

@@ -5,6 +5,7 @@ use passthrough::CreateExtras;
 
 use super::Call;
 use crate::fuse::abi::{CreateIn, EntryOut, LinkIn, MkdirIn, MknodIn, Opcode, OpenOut, Rename2In, RenameIn};
+use crate::fuse::decode::Extensions;
 use crate::fuse::errno::Errno;
 use crate::fuse::reply;
 use crate::mounts::{Child, Mount, Target, nodeid};
@@ -44,34 +45,50 @@ pub fn readlink(call: &Call<'_>) -> Result<Vec<u8>, Errno> {
 
 pub fn symlink(call: &Call<'_>) -> Result<EntryOut, Errno> {
     let mut arguments = call.arguments;
+    let extensions = Extensions::take(&call.header, &mut arguments)?;
     let (name, target) = (arguments.name()?, arguments.target()?);
     let (mount, host, local) = call.writable(call.header.nodeid)?;
     reply::entry(
         mount,
-        &host.symlink_with(&call.context, target, local, name, &CreateExtras::default())?,
+        &host.symlink_with(&call.context, target, local, name, &extras(&extensions))?,
     )
 }
 
 pub fn mknod(call: &Call<'_>) -> Result<EntryOut, Errno> {
     let mut arguments = call.arguments;
     let wanted: MknodIn = arguments.take()?;
+    let extensions = Extensions::take(&call.header, &mut arguments)?;
     let name = arguments.name()?;
     let (mount, host, local) = call.writable(call.header.nodeid)?;
     let MknodIn {
         mode, rdev, umask, ..
     } = wanted;
-    let extras = CreateExtras::default();
-    let entry = host.mknod_with(&call.context, local, name, mode, rdev, umask, &extras)?;
+    let entry = host.mknod_with(
+        &call.context,
+        local,
+        name,
+        mode,
+        rdev,
+        umask,
+        &extras(&extensions),
+    )?;
     reply::entry(mount, &entry)
 }
 
 pub fn mkdir(call: &Call<'_>) -> Result<EntryOut, Errno> {
     let mut arguments = call.arguments;
     let wanted: MkdirIn = arguments.take()?;
+    let extensions = Extensions::take(&call.header, &mut arguments)?;
     let name = arguments.name()?;
     let (mount, host, local) = call.writable(call.header.nodeid)?;
-    let extras = CreateExtras::default();
-    let entry = host.mkdir_with(&call.context, local, name, wanted.mode, wanted.umask, &extras)?;
+    let entry = host.mkdir_with(
+        &call.context,
+        local,
+        name,
+        wanted.mode,
+        wanted.umask,
+        &extras(&extensions),
+    )?;
     reply::entry(mount, &entry)
 }
 
@@ -123,11 +140,16 @@ pub fn same_mount(call: &Call<'_>, mount: &Mount, nodeid: u64) -> Result<u64, Er
 pub fn create(call: &Call<'_>) -> Result<(EntryOut, OpenOut), Errno> {
     let mut arguments = call.arguments;
     let wanted: CreateIn = arguments.take()?;
+    let extensions = Extensions::take(&call.header, &mut arguments)?;
     let name = arguments.name()?;
     let (mount, host, local) = call.writable(call.header.nodeid)?;
-    let extras = CreateExtras::default();
-    let (entry, handle, options) =
-        host.create_with(&call.context, local, name, &create_in(&wanted), &extras)?;
+    let (entry, handle, options) = host.create_with(
+        &call.context,
+        local,
+        name,
+        &create_in(&wanted),
+        &extras(&extensions),
+    )?;
     Ok((
         reply::entry(mount, &entry)?,
         reply::open_out(Some(handle), options.bits()),
@@ -138,9 +160,10 @@ pub fn create(call: &Call<'_>) -> Result<(EntryOut, OpenOut), Errno> {
 pub fn tmpfile(call: &Call<'_>) -> Result<(EntryOut, OpenOut), Errno> {
     let mut arguments = call.arguments;
     let wanted: CreateIn = arguments.take()?;
+    let extensions = Extensions::take(&call.header, &mut arguments)?;
     let (mount, host, local) = call.writable(call.header.nodeid)?;
-    let extras = CreateExtras::default();
-    let (entry, handle, options) = host.tmpfile(&call.context, local, &create_in(&wanted), &extras)?;
+    let (entry, handle, options) =
+        host.tmpfile(&call.context, local, &create_in(&wanted), &extras(&extensions))?;
     Ok((
         reply::entry(mount, &entry)?,
         reply::open_out(Some(handle), options.bits()),
@@ -153,5 +176,12 @@ fn create_in(wanted: &CreateIn) -> fuse_abi::CreateIn {
         mode: wanted.mode,
         umask: wanted.umask,
         fuse_flags: wanted.open_flags,
+    }
+}
+
+fn extras<'a>(extensions: &'a Extensions<'_>) -> CreateExtras<'a> {
+    CreateExtras {
+        group: extensions.group,
+        labels: &extensions.labels,
     }
 }
