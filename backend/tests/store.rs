@@ -64,6 +64,15 @@ impl Setup {
     }
 }
 
+/// Waits until so many chunks are there, with what came along.
+fn until_resident(blob: &Blob, count: u32) {
+    let begin = Instant::now();
+    while blob.resident() < count {
+        assert!(begin.elapsed() < Duration::from_secs(10), "only {} of {count}", blob.resident());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 #[test]
 fn what_was_asked_for_becomes_resident_and_is_right() {
     let t = setup(20, 50_000);
@@ -311,15 +320,7 @@ fn residency_survives_the_process_without_the_source() {
         .open_blob_from(t.blob.description(), t.source.clone(), &t.cache(0))
         .unwrap();
     fetch(&blob, &[17]).unwrap();
-    let begin = Instant::now();
-    while blob.resident() < 30 {
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "{} recalled",
-            blob.resident()
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until_resident(&blob, 30);
     (0..30).for_each(|index| t.check(&blob, index));
     assert_eq!(t.source.requests().len(), asked);
 }
@@ -515,7 +516,7 @@ fn a_batch_is_fetched_once_for_all_its_chunks() {
         t.source = FaultySource::new(&t.blob);
         let blob = t.open(0);
         fetch(&blob, &[14]).unwrap();
-        assert_eq!(blob.resident(), 10, "what was decoded is kept");
+        until_resident(&blob, 10);
         (10..20).for_each(|index| t.check(&blob, index));
         fetch(&blob, &(0..30).collect::<Vec<_>>()).unwrap();
         (0..30).for_each(|index| t.check(&blob, index));
@@ -546,7 +547,7 @@ fn a_slice_of_a_gzip_stream_is_fetched_once_for_all_its_chunks() {
     t.source = FaultySource::new(&t.blob);
     let blob = t.open(0);
     fetch(&blob, &[3]).unwrap();
-    assert_eq!(blob.resident(), 12);
+    until_resident(&blob, 12);
     (0..12).for_each(|index| t.check(&blob, index));
     assert_eq!(t.source.requests().len(), 1);
 }
