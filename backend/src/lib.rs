@@ -7,7 +7,7 @@
 //! * [`source`]: where a blob's bytes come from: a directory, an OCI registry, ...
 //! * `cache`: the sparse data file of a blob and its residency map.
 //! * [`codec`]: decrypt, decompress and verify, or refuse.
-//! * [`config`], [`error`]: the same rooms as in every crate.
+//! * [`config`], [`error`], [`metrics`]: the same rooms as in every crate.
 //!
 //! This crate must not know FUSE, virtio, the RAFS layout or Kata. No type of a source or of HTTP
 //! appears above [`store`].
@@ -18,5 +18,6 @@ pub mod chunk;
 pub mod codec;
 pub mod config;
 pub mod error;
+pub mod metrics;
 pub mod source;
 pub mod store;

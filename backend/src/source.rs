@@ -44,4 +44,9 @@ pub trait Source: Send + Sync {
             "this source takes no user and password",
         ))
     }
+
+    /// Tokens asked for so far.
+    fn token_requests(&self) -> u64 {
+        0
+    }
 }

@@ -13,8 +13,10 @@
 mod budget;
 mod fetch;
 mod index;
+mod origin;
 mod plan;
 mod pool;
+mod prefetch;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -34,6 +36,7 @@ use crate::config::Secret;
 pub use crate::config::{CacheConfig, SourceConfig, StoreOptions};
 pub use crate::error::FetchError;
 use crate::error::{SourceError, SourceErrorKind};
+use crate::metrics::{BlobMetrics, SourceMetrics};
 use crate::source::Source;
 use crate::source::dir::Dir;
 use crate::source::http::Transport;
@@ -41,7 +44,9 @@ use crate::source::registry::Registry;
 use budget::Budget;
 use fetch::{Plan, Shared, Waiter};
 use index::IndexState;
+use origin::Origin;
 use pool::Pool;
+pub use prefetch::{Prefetch, PrefetchOptions, PrefetchProgress, Wish};
 
 /// Who asks. Lower values go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,13 +81,10 @@ pub(crate) struct Engine {
     runtime: Option<Runtime>,
     pool: Pool,
     budget: Arc<Budget>,
-    sources: Mutex<HashMap<SourceConfig, KnownSource>>,
+    sources: Mutex<HashMap<SourceConfig, Weak<Origin>>>,
     shared: Mutex<HashMap<SharedKey, Weak<Shared>>>,
     lanes: AtomicU64,
 }
-
-/// Lane and source.
-type KnownSource = (u64, Weak<dyn Source>);
 
 /// Blob id, cache directory, lane of the source.
 type SharedKey = (String, PathBuf, u64);
@@ -116,11 +118,11 @@ impl Store {
         source: &SourceConfig,
         cache: &CacheConfig,
     ) -> Result<Arc<Blob>, FetchError> {
-        let (lane, source) = self
+        let origin = self
             .engine
             .source(source)
             .map_err(|error| FetchError::new(&description.id, error))?;
-        self.open(description, lane, source, cache)
+        self.open(description, origin, cache)
     }
 
     /// Opens a blob of a source that the caller made. It shares nothing with other blobs but the store's limits.
@@ -130,19 +132,18 @@ impl Store {
         source: Arc<dyn Source>,
         cache: &CacheConfig,
     ) -> Result<Arc<Blob>, FetchError> {
-        self.open(description, self.engine.new_lane(), source, cache)
+        self.open(description, Origin::new(self.engine.new_lane(), source), cache)
     }
 
     /// Replaces the credentials of a source that blobs were opened with; they keep using it.
     pub fn replace_auth(&self, source: &SourceConfig, auth: Secret) -> Result<(), SourceError> {
-        self.engine.source(source)?.1.replace_auth(auth)
+        self.engine.source(source)?.source.replace_auth(auth)
     }
 
     fn open(
         &self,
         description: BlobDescription,
-        lane: u64,
-        source: Arc<dyn Source>,
+        origin: Arc<Origin>,
         cache: &CacheConfig,
     ) -> Result<Arc<Blob>, FetchError> {
         let id = description.id.clone();
@@ -150,7 +151,7 @@ impl Store {
         if id.is_empty() || id.len() > 200 || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(FetchError::new(&id, "the id can not name a file"));
         }
-        let key = (id.clone(), cache.dir.clone(), lane);
+        let key = (id.clone(), cache.dir.clone(), origin.lane);
         let mut all = self.engine.shared.lock();
         all.retain(|_, shared| shared.strong_count() > 0);
         let shared = match all
@@ -162,13 +163,7 @@ impl Store {
             None => {
                 let files = CacheFiles::open(cache, &description)
                     .map_err(|error| FetchError::new(&id, format!("{error}: {}", error.source)))?;
-                let shared = Arc::new(Shared::new(
-                    Arc::clone(&self.engine),
-                    files,
-                    lane,
-                    source,
-                    &description,
-                ));
+                let shared = Arc::new(Shared::new(Arc::clone(&self.engine), files, origin, &description));
                 all.insert(key, Arc::downgrade(&shared));
                 shared
             }
@@ -201,13 +196,11 @@ impl Engine {
     }
 
     /// The source that `config` describes; one for all blobs that name it.
-    fn source(&self, config: &SourceConfig) -> Result<(u64, Arc<dyn Source>), SourceError> {
+    fn source(&self, config: &SourceConfig) -> Result<Arc<Origin>, SourceError> {
         let mut sources = self.sources.lock();
-        sources.retain(|_, (_, source)| source.strong_count() > 0);
-        if let Some((lane, source)) = sources.get(config)
-            && let Some(source) = source.upgrade()
-        {
-            return Ok((*lane, source));
+        sources.retain(|_, origin| origin.strong_count() > 0);
+        if let Some(origin) = sources.get(config).and_then(Weak::upgrade) {
+            return Ok(origin);
         }
         let source: Arc<dyn Source> = match config {
             SourceConfig::Dir(config) => Arc::new(Dir::new(config.clone())?),
@@ -223,9 +216,9 @@ impl Engine {
                 ));
             }
         };
-        let lane = self.new_lane();
-        sources.insert(config.clone(), (lane, Arc::downgrade(&source)));
-        Ok((lane, source))
+        let origin = Origin::new(self.new_lane(), source);
+        sources.insert(config.clone(), Arc::downgrade(&origin));
+        Ok(origin)
     }
 }
 
@@ -280,6 +273,16 @@ impl Blob {
         self.shared.files.data()
     }
 
+    /// What was counted of the chunks of this blob, for all mounts that share its cache files.
+    pub fn metrics(&self) -> BlobMetrics {
+        self.shared.counters.snapshot()
+    }
+
+    /// What was counted of the source, for all blobs that come from it.
+    pub fn source_metrics(&self) -> SourceMetrics {
+        self.shared.origin.metrics()
+    }
+
     /// Makes `chunks` resident. Returns at once; `done` is called exactly once, from another thread,
     /// by `deadline` at the latest. Dropping interest costs other waiters nothing.
     pub fn fetch(self: &Arc<Self>, chunks: &[u32], priority: Priority, deadline: Instant, done: Completion) {
@@ -288,6 +291,7 @@ impl Blob {
         self.plan(Plan {
             chunks: chunks.to_vec(),
             priority,
+            extend: true,
             waiter,
         });
     }

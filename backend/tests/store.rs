@@ -68,7 +68,11 @@ impl Setup {
 fn until_resident(blob: &Blob, count: u32) {
     let begin = Instant::now();
     while blob.resident() < count {
-        assert!(begin.elapsed() < Duration::from_secs(10), "only {} of {count}", blob.resident());
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "only {} of {count}",
+            blob.resident()
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }

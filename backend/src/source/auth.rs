@@ -4,6 +4,7 @@
 //! registry that refuses everything sees few token requests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -31,6 +32,7 @@ pub(crate) struct Authorizer {
     repo: String,
     state: Mutex<State>,
     renewal: tokio::sync::Mutex<Option<Instant>>,
+    asked: AtomicU64,
 }
 
 struct State {
@@ -105,7 +107,13 @@ impl Authorizer {
             repo: repo.to_owned(),
             state: Mutex::new(state),
             renewal: tokio::sync::Mutex::new(None),
+            asked: AtomicU64::new(0),
         })
+    }
+
+    /// Tokens asked for so far.
+    pub(crate) fn token_requests(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Uses other credentials from now on.
@@ -261,6 +269,7 @@ impl Authorizer {
             headers.insert(AUTHORIZATION, sensitive(&host, "Basic", basic.expose())?);
         }
         let asked = Instant::now();
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let response = self.transport.get(&url, headers).await?;
         if !response.status().is_success() {
             let mut error = status_error(&response);

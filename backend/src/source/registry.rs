@@ -262,4 +262,8 @@ impl Source for Registry {
     fn replace_auth(&self, auth: Secret) -> Result<(), SourceError> {
         self.authorizer.replace(&self.config.host, auth)
     }
+
+    fn token_requests(&self) -> u64 {
+        self.authorizer.token_requests()
+    }
 }

@@ -5,7 +5,8 @@
 //!
 //! * a lane that holds nothing is always admitted: no source starves because others sit on the memory;
 //! * one lane holds at most half of the memory beyond that;
-//! * background requests take at most a quarter of a lane's slots, hinted ones at most three quarters.
+//! * background requests start only while no demand is under way, and take at most a quarter of a lane's slots; hinted
+//!   ones take at most three quarters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -183,11 +184,12 @@ impl Lane {
     /// The request to admit next, if there is one that may.
     fn next(&self, used: u64, memory: u64, slots: usize) -> Option<(Priority, u64)> {
         let (key, entry) = self.queue.first_key_value()?;
-        let [_, hinted, background] = self.running;
+        let [demand, hinted, background] = self.running;
+        let free = self.total() < slots;
         let fits = match key.0 {
-            Priority::Demand => self.total() < slots,
-            Priority::Hinted => self.total() < slots && hinted + background < (slots * 3 / 4).max(1),
-            Priority::Background => self.total() < slots && hinted + background < (slots / 4).max(1),
+            Priority::Demand => free,
+            Priority::Hinted => free && hinted + background < (slots * 3 / 4).max(1),
+            Priority::Background => free && demand == 0 && hinted + background < (slots / 4).max(1),
         };
         let affordable =
             self.total() == 0 || (used + entry.bytes <= memory && self.used + entry.bytes <= memory / 2);

@@ -20,14 +20,15 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use super::budget::{LaneId, Permit, Ticket};
+use super::budget::{Permit, Ticket};
+use super::origin::Origin;
 use super::plan::{Group, Stored, merge};
 use super::{Blob, Completion, Engine, FetchError, Held, Priority};
 use crate::cache::CacheFiles;
 use crate::chunk::{BlobDescription, Chunk};
 use crate::codec::{self, Decoder};
 use crate::error::{CodecError, SourceError};
-use crate::source::Source;
+use crate::metrics::BlobCounters;
 use crate::source::retry::Backoff;
 
 /// Most bytes of one request, unless a single unit or the configured amplification is larger.
@@ -39,8 +40,8 @@ const MAX_RECENT: usize = 8 << 20;
 pub(crate) struct Shared {
     pub(super) engine: Arc<Engine>,
     pub(super) files: CacheFiles,
-    pub(super) lane: LaneId,
-    pub(super) source: Arc<dyn Source>,
+    pub(super) origin: Arc<Origin>,
+    pub(super) counters: BlobCounters,
     pub(super) id: String,
     size: (u64, u32),
     flights: Mutex<HashMap<FlightKey, Flight>>,
@@ -62,15 +63,14 @@ impl Shared {
     pub(super) fn new(
         engine: Arc<Engine>,
         files: CacheFiles,
-        lane: LaneId,
-        source: Arc<dyn Source>,
+        origin: Arc<Origin>,
         blob: &BlobDescription,
     ) -> Self {
         Self {
             engine,
             files,
-            lane,
-            source,
+            origin,
+            counters: BlobCounters::default(),
             id: blob.id.clone(),
             size: (blob.uncompressed_size, blob.chunk_count),
             flights: Mutex::default(),
@@ -230,6 +230,8 @@ impl Drop for Waiter {
 pub(super) struct Plan {
     pub(super) chunks: Vec<u32>,
     pub(super) priority: Priority,
+    /// Whether to bring neighbours along.
+    pub(super) extend: bool,
     pub(super) waiter: Arc<Waiter>,
 }
 
@@ -388,7 +390,9 @@ impl Blob {
                 self.add_unit(&mut units, chunk, claim, &ticket);
             }
         }
-        self.extend(&mut units, &ticket);
+        if plan.extend {
+            self.extend(&mut units, &ticket);
+        }
         self.submit(units, &ticket);
     }
 
@@ -435,6 +439,10 @@ impl Blob {
             let waiters = waiter.map(|waiter| (Arc::clone(waiter), Arc::clone(self)));
             if let Some(flight) = flights.get_mut(&key) {
                 flight.waiters.extend(waiters);
+                self.shared
+                    .counters
+                    .joined
+                    .fetch_add(waiter.is_some().into(), Ordering::Relaxed);
                 raised.push(Arc::clone(&flight.ticket));
                 continue;
             }
@@ -461,7 +469,7 @@ impl Blob {
             let budget = &self.engine().budget;
             raised
                 .iter()
-                .for_each(|ticket| budget.raise(self.shared.lane, ticket, priority));
+                .for_each(|ticket| budget.raise(self.shared.origin.lane, ticket, priority));
         }
         claims
     }
@@ -479,6 +487,7 @@ impl Blob {
             return None;
         }
         if files.stamps(chunk.index, 1).first() == Some(&claim.key.1) {
+            self.shared.counters.recalled.fetch_add(1, Ordering::Relaxed);
             claim.resident();
             return None;
         }
@@ -487,6 +496,7 @@ impl Blob {
             && self.verifiable(chunk)
             && codec::verify(&self.description, chunk, &data).is_ok()
         {
+            self.shared.counters.recalled.fetch_add(1, Ordering::Relaxed);
             files.confirm(chunk.index, &claim.key.1);
             claim.resident();
             return None;
@@ -623,14 +633,15 @@ impl Blob {
             {
                 Ok(data) => self.keep_chunk(&chunk, claim, &data),
                 Err(error) => {
-                    tracing::warn!(blob = %self.shared.id, chunk = chunk.index, source = self.shared.source.host(), %error, "damaged chunk");
+                    tracing::warn!(blob = %self.shared.id, chunk = chunk.index, source = self.shared.origin.source.host(), %error, "damaged chunk");
+                    self.shared.counters.damaged.fetch_add(1, Ordering::Relaxed);
                     reason = Some(error);
                     bad.push((chunk, claim));
                 }
             }
         }
         let Some(reason) = reason else { return };
-        let reason = format!("from {}: {reason}", self.shared.source.host());
+        let reason = format!("from {}: {reason}", self.shared.origin.source.host());
         if damaged {
             bad.into_iter().for_each(|(_, claim)| claim.fail(&reason));
             return;
@@ -662,12 +673,18 @@ impl Blob {
         {
             Ok(()) => {
                 shared.uncached.store(false, Ordering::Relaxed);
+                shared.counters.fetched.fetch_add(1, Ordering::Relaxed);
+                shared
+                    .counters
+                    .fetched_bytes
+                    .fetch_add(data.len() as u64, Ordering::Relaxed);
                 claim.resident();
             }
             Err(error) => {
                 if !shared.uncached.swap(true, Ordering::Relaxed) {
                     tracing::warn!(blob = %shared.id, %error, "cache can not be written, serving uncached");
                 }
+                shared.counters.held.fetch_add(1, Ordering::Relaxed);
                 let data: Arc<[u8]> = data.as_ref().into();
                 shared.keep(claim.key, Arc::clone(&data));
                 claim.held(&data);
@@ -780,7 +797,7 @@ async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc<Ticket>) {
         let Some(permit) = shared
             .engine
             .budget
-            .enter(shared.lane, &ticket, assembly.cost())
+            .enter(shared.origin.lane, &ticket, assembly.cost())
             .await
         else {
             return;
@@ -792,7 +809,7 @@ async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc<Ticket>) {
             }
         }
         let before = assembly.at;
-        let Err(error) = attempt(&blob, &mut assembly, &ticket, permit).await else {
+        let Err(error) = attempt(&blob, &mut assembly, &ticket, permit, backoff.attempts() > 0).await else {
             return;
         };
         if assembly.at > before {
@@ -823,6 +840,7 @@ async fn attempt(
     assembly: &mut Assembly,
     ticket: &Arc<Ticket>,
     permit: Permit,
+    retry: bool,
 ) -> Result<(), SourceError> {
     let permit = Arc::new(permit);
     let shared = &blob.shared;
@@ -842,5 +860,5 @@ async fn attempt(
             shared.engine.pool.push(priority, Box::new(job));
         }
     };
-    shared.source.read(&shared.id, range, &mut sink).await
+    shared.origin.read(&shared.id, range, retry, &mut sink).await
 }

@@ -95,7 +95,7 @@ impl Blob {
             }
             Err(error) if again => self.end_loading(IndexState::Unknown, Some(error.to_string())),
             Err(error) => {
-                tracing::warn!(%error, source = self.shared.source.host(), "damaged chunk index, once more");
+                tracing::warn!(%error, source = self.shared.origin.source.host(), "damaged chunk index, once more");
                 let runtime = self.shared.engine.runtime().handle().clone();
                 runtime.spawn(load(self, range, true));
             }
@@ -181,7 +181,7 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
         let Some(permit) = shared
             .engine
             .budget
-            .enter(shared.lane, &ticket, range.size.into())
+            .enter(shared.origin.lane, &ticket, range.size.into())
             .await
         else {
             return;
@@ -192,7 +192,11 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
         let before = bytes.len();
         let rest = range.offset + before as u64..end;
         let mut sink = |piece: Bytes| bytes.extend_from_slice(&piece);
-        let Err(error) = shared.source.read(&range.blob_id, rest, &mut sink).await else {
+        let Err(error) = shared
+            .origin
+            .read(&range.blob_id, rest, backoff.attempts() > 0, &mut sink)
+            .await
+        else {
             let stored = bytes.freeze();
             let job = move |_: &mut codec::Decoder| {
                 blob.supply(range, &stored, again);

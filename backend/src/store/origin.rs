@@ -1,0 +1,53 @@
+//! A source as a store uses it: with its lane in the budget, and its counters.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::budget::LaneId;
+use crate::error::SourceError;
+use crate::metrics::{SourceCounters, SourceMetrics};
+use crate::source::{Sink, Source};
+
+/// See the module.
+pub(crate) struct Origin {
+    pub(super) lane: LaneId,
+    pub(super) source: Arc<dyn Source>,
+    counters: SourceCounters,
+}
+
+impl Origin {
+    pub(super) fn new(lane: LaneId, source: Arc<dyn Source>) -> Arc<Self> {
+        Arc::new(Self {
+            lane,
+            source,
+            counters: SourceCounters::default(),
+        })
+    }
+
+    /// Reads a range of blob `id`, and counts it.
+    pub(super) async fn read(
+        &self,
+        id: &str,
+        range: Range<u64>,
+        retry: bool,
+        sink: Sink<'_>,
+    ) -> Result<(), SourceError> {
+        let size = range.end.saturating_sub(range.start);
+        let begin = Instant::now();
+        self.counters.begin(retry);
+        let mut counted = |bytes: Bytes| {
+            self.counters.received(bytes.len());
+            sink(bytes);
+        };
+        let outcome = self.source.read(id, range, &mut counted).await;
+        self.counters.end(size, begin.elapsed(), outcome.is_err());
+        outcome
+    }
+
+    pub(super) fn metrics(&self) -> SourceMetrics {
+        self.counters.snapshot(self.source.token_requests())
+    }
+}

@@ -1,0 +1,182 @@
+//! Prefetching, and what is counted.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rafsd_backend::store::*;
+use support::*;
+
+struct Setup {
+    _dir: tempfile::TempDir,
+    test: TestBlob,
+    source: Arc<FaultySource>,
+    store: Store,
+    blob: Arc<Blob>,
+}
+
+fn setup(count: u32) -> Setup {
+    let test = TestBlob::new(count, 50_000);
+    let source = FaultySource::new(&test);
+    let store = Store::new(StoreOptions::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let cache = CacheConfig::new(dir.path());
+    let blob = store
+        .open_blob_from(test.description(), source.clone(), &cache)
+        .unwrap();
+    Setup {
+        _dir: dir,
+        test,
+        source,
+        store,
+        blob,
+    }
+}
+
+impl Setup {
+    fn wish(&self, chunks: Option<Vec<u32>>) -> Vec<Wish> {
+        vec![Wish {
+            blob: Arc::clone(&self.blob),
+            chunks,
+        }]
+    }
+}
+
+fn finish(prefetch: &Prefetch) -> PrefetchProgress {
+    let begin = Instant::now();
+    loop {
+        let progress = prefetch.progress();
+        if progress.ended.is_some() {
+            return progress;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "{progress:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_whole_blob_comes_in_merged_requests() {
+    let t = setup(60);
+    let options = PrefetchOptions {
+        size: 300_000,
+        ..PrefetchOptions::default()
+    };
+    let progress = finish(&t.store.prefetch(t.wish(None), options));
+    assert_eq!(
+        (progress.chunks, progress.failures, t.blob.resident()),
+        (60, 0, 60)
+    );
+    assert_eq!(progress.bytes, t.test.stored.len() as u64);
+    assert_eq!(t.source.fetched(), t.test.stored.len() as u64);
+    let expected = t.test.stored.len() / 300_000;
+    assert!(
+        t.source.requests().len() <= expected + 2,
+        "{} requests",
+        t.source.requests().len()
+    );
+    assert!(progress.began <= progress.ended);
+    let metrics = t.blob.source_metrics();
+    assert_eq!(
+        (metrics.requests as usize, metrics.errors),
+        (t.source.requests().len(), 0)
+    );
+    assert_eq!(
+        (metrics.bytes, metrics.in_flight),
+        (t.test.stored.len() as u64, 0)
+    );
+    assert_eq!((t.blob.metrics().fetched, t.blob.metrics().damaged), (60, 0));
+}
+
+#[test]
+fn a_list_is_fetched_in_its_order_and_no_more() {
+    let t = setup(60);
+    let options = PrefetchOptions {
+        parallel: 1,
+        size: 1,
+        ..PrefetchOptions::default()
+    };
+    finish(&t.store.prefetch(t.wish(Some(vec![50, 3, 3, 21, 999])), options));
+    let starts: Vec<_> = t.source.requests().iter().map(|request| request.start).collect();
+    assert_eq!(
+        starts,
+        [50, 3, 21].map(|index: usize| t.test.chunks[index].compressed_offset)
+    );
+    assert_eq!(t.blob.resident(), 3);
+}
+
+#[test]
+fn demand_overtakes_a_prefetch_that_waits_for_bandwidth() {
+    let t = setup(60);
+    let options = PrefetchOptions {
+        size: 50_000,
+        bandwidth: 100_000,
+        ..PrefetchOptions::default()
+    };
+    let prefetch = t.store.prefetch(t.wish(None), options);
+    let begin = Instant::now();
+    fetch(&t.blob, &[55]).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    std::thread::sleep(Duration::from_millis(1000));
+    let bytes = prefetch.progress().bytes;
+    let allowed = (begin.elapsed().as_secs_f64() * 100_000.0) as u64 + 100_000;
+    assert!(bytes > 0 && bytes <= allowed, "{bytes} of {allowed}");
+}
+
+#[test]
+fn a_dropped_prefetch_stops() {
+    let t = setup(60);
+    let options = PrefetchOptions {
+        parallel: 1,
+        size: 50_000,
+        bandwidth: 200_000,
+    };
+    let prefetch = t.store.prefetch(t.wish(None), options);
+    std::thread::sleep(Duration::from_millis(300));
+    drop(prefetch);
+    std::thread::sleep(Duration::from_millis(200));
+    let before = t.source.requests().len();
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(t.source.requests().len(), before);
+    assert!(t.blob.resident() < 60);
+}
+
+#[test]
+fn a_prefetch_from_a_source_that_refuses_gives_up() {
+    let t = setup(60);
+    t.source.denied.store(true, Ordering::SeqCst);
+    let options = PrefetchOptions {
+        parallel: 8,
+        size: 1,
+        ..PrefetchOptions::default()
+    };
+    let progress = finish(&t.store.prefetch(t.wish(None), options));
+    assert!(progress.failures >= 5 && progress.failures < 30, "{progress:?}");
+    t.source.denied.store(false, Ordering::SeqCst);
+    fetch(&t.blob, &[1]).unwrap();
+}
+
+#[test]
+fn demand_on_a_chunk_that_is_being_prefetched_joins_it() {
+    let t = setup(8);
+    t.source.stalled.store(true, Ordering::SeqCst);
+    let prefetch = t.store.prefetch(t.wish(None), PrefetchOptions::default());
+    while t.source.requests().is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let outcome = start(&t.blob, &[3], Duration::from_secs(10));
+    std::thread::sleep(Duration::from_millis(50));
+    t.source.stalled.store(false, Ordering::SeqCst);
+    outcome.recv().unwrap().unwrap();
+    finish(&prefetch);
+    assert_eq!(t.source.requests().len(), 1);
+    assert_eq!(t.blob.metrics().joined, 1);
+}
