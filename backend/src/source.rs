@@ -4,10 +4,16 @@
 //! one attempt; who retries, and for how long, is decided by the store, which knows the deadlines.
 
 pub(crate) mod auth;
+mod bucket;
 pub mod dir;
+pub mod disk;
+mod file;
 pub(crate) mod http;
+pub mod http_proxy;
+pub mod oss;
 pub mod registry;
 pub(crate) mod retry;
+pub mod s3;
 mod tls;
 
 use std::ops::Range;

@@ -35,12 +35,16 @@ use crate::chunk::BlobDescription;
 use crate::config::Secret;
 pub use crate::config::{CacheConfig, SourceConfig, StoreOptions};
 pub use crate::error::FetchError;
-use crate::error::{SourceError, SourceErrorKind};
+use crate::error::SourceError;
 use crate::metrics::{BlobMetrics, SourceMetrics};
 use crate::source::Source;
 use crate::source::dir::Dir;
+use crate::source::disk::Disk;
 use crate::source::http::Transport;
+use crate::source::http_proxy::HttpProxy;
+use crate::source::oss::Oss;
 use crate::source::registry::Registry;
+use crate::source::s3::S3;
 use budget::Budget;
 use fetch::{Plan, Shared, Waiter};
 use index::IndexState;
@@ -208,13 +212,10 @@ impl Engine {
                 let transport = Arc::new(Transport::new(&config.http)?);
                 Arc::new(Registry::new(config.clone(), transport)?)
             }
-            _ => {
-                return Err(SourceError::new(
-                    SourceErrorKind::Config,
-                    "source",
-                    "this type of source is not supported",
-                ));
-            }
+            SourceConfig::S3(config) => Arc::new(S3::new(config)?),
+            SourceConfig::Oss(config) => Arc::new(Oss::new(config)?),
+            SourceConfig::HttpProxy(config) => Arc::new(HttpProxy::new(config)?),
+            SourceConfig::LocalDisk(config) => Arc::new(Disk::new(config)?),
         };
         let origin = Origin::new(self.new_lane(), source);
         sources.insert(config.clone(), Arc::downgrade(&origin));

@@ -1,24 +1,17 @@
 //! A directory of blobs: each blob is a file under its id.
-//!
-//! Reads run on tokio's blocking threads, so that a network file system that hangs holds up its own readers only.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::{Sink, Source};
+use super::{Sink, Source, file};
 use crate::config::DirConfig;
 use crate::error::{SourceError, SourceErrorKind};
-
-/// Bytes read, and handed on, at a time.
-const PIECE: u64 = 1 << 20;
 
 /// See the module.
 pub struct Dir {
@@ -61,40 +54,10 @@ impl Source for Dir {
     ) -> BoxFuture<'a, Result<(), SourceError>> {
         async move {
             let (config, id) = (Arc::clone(&self.config), blob_id.to_owned());
-            let file = self.blocking(move || open(&config, &id)).await?;
-            let file = Arc::new(file);
-            let mut start = range.start;
-            while start < range.end {
-                let end = range.end.min(start.saturating_add(PIECE));
-                let file = Arc::clone(&file);
-                let piece = self.blocking(move || read_piece(&file, start..end)).await?;
-                sink(piece);
-                start = end;
-            }
-            Ok(())
+            let file = file::blocking(&self.host, move || open(&config, &id)).await?;
+            file::read(&self.host, Arc::new(file), range, sink).await
         }
         .boxed()
-    }
-}
-
-impl Dir {
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> Result<T, SourceError> {
-        let result = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(io::Error::other)
-            .flatten();
-        result.map_err(|error| {
-            let kind = match error.kind() {
-                ErrorKind::NotFound => SourceErrorKind::NotFound,
-                ErrorKind::PermissionDenied => SourceErrorKind::Denied,
-                ErrorKind::UnexpectedEof => SourceErrorKind::RangeRefused,
-                _ => SourceErrorKind::Io,
-            };
-            SourceError::new(kind, &self.host, error)
-        })
     }
 }
 
@@ -121,17 +84,4 @@ fn open(config: &DirConfig, blob_id: &str) -> io::Result<File> {
 
 fn path(dir: &Path, blob_id: &str) -> PathBuf {
     dir.join(blob_id)
-}
-
-fn read_piece(file: &File, range: Range<u64>) -> io::Result<Bytes> {
-    let mut piece = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut piece, range.start)
-        .map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => io::Error::new(
-                ErrorKind::UnexpectedEof,
-                format!("the file ends before byte {}", range.end),
-            ),
-            _ => error,
-        })?;
-    Ok(piece.into())
 }

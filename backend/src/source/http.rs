@@ -140,6 +140,23 @@ impl Transport {
     }
 }
 
+/// Reads `range` of what is at `url`.
+pub(super) async fn read_range(
+    transport: &Transport,
+    url: &Url,
+    mut headers: HeaderMap,
+    range: &Range<u64>,
+    sink: Sink<'_>,
+) -> Result<(), SourceError> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    headers.extend([range_header(range)]);
+    let response = transport.get(url, headers).await?;
+    check(&response, range)?;
+    transport.body(response, range, sink).await
+}
+
 /// The header that asks for `range`, which is not empty.
 pub(crate) fn range_header(range: &Range<u64>) -> (HeaderName, HeaderValue) {
     let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));

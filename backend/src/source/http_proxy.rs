@@ -1,0 +1,80 @@
+//! A plain HTTP server of blobs, over TCP or a Unix socket: `GET <path>/<blob id>` with `Range`.
+
+use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+use url::Url;
+
+use super::http::{Transport, read_range};
+use super::{Sink, Source};
+use crate::config::HttpProxyConfig;
+use crate::error::{SourceError, SourceErrorKind};
+
+/// See the module.
+pub struct HttpProxy {
+    transport: Transport,
+    base: Url,
+    host: String,
+}
+
+impl HttpProxy {
+    /// A source at `config.addr`. A Unix socket must be there already.
+    pub fn new(config: &HttpProxyConfig) -> Result<Self, SourceError> {
+        let refuse = |reason: &dyn std::fmt::Display| {
+            SourceError::new(
+                SourceErrorKind::Config,
+                &config.addr,
+                format!("http-proxy addr: {reason}"),
+            )
+        };
+        let (transport, server) = if config.addr.starts_with('/') {
+            let socket = std::fs::metadata(&config.addr).map_err(|error| refuse(&error))?;
+            if !socket.file_type().is_socket() {
+                return Err(refuse(&"is no Unix socket"));
+            }
+            (
+                Transport::with(&config.http, |builder| builder.unix_socket(config.addr.as_str()))?,
+                "http://localhost",
+            )
+        } else if config.addr.starts_with("http://") || config.addr.starts_with("https://") {
+            (Transport::new(&config.http)?, config.addr.as_str())
+        } else {
+            return Err(refuse(&"is neither a URL nor an absolute path"));
+        };
+        let mut base = Url::parse(server).map_err(|error| refuse(&error))?;
+        base.path_segments_mut()
+            .map_err(|()| refuse(&"not a base"))?
+            .pop_if_empty()
+            .extend(config.path.split('/').filter(|segment| !segment.is_empty()));
+        Ok(Self {
+            transport,
+            base,
+            host: config.addr.clone(),
+        })
+    }
+}
+
+impl Source for HttpProxy {
+    fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn read<'a>(
+        &'a self,
+        blob_id: &'a str,
+        range: Range<u64>,
+        sink: Sink<'a>,
+    ) -> BoxFuture<'a, Result<(), SourceError>> {
+        async move {
+            let mut url = self.base.clone();
+            if let Ok(mut segments) = url.path_segments_mut() {
+                segments.push(blob_id);
+            }
+            read_range(&self.transport, &url, HeaderMap::new(), &range, sink).await
+        }
+        .boxed()
+    }
+}
