@@ -47,7 +47,11 @@ test: packages-build packages-guest ## Check formatting and lints and run all te
 
 .PHONY: test-guest-full
 test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
-	$(RUN_TESTS) --package rafsd --package rafsd-guest $(ONLY_IGNORED)
+	$(RUN_TESTS) --package rafsd --test 'guest_lifecycle' $(ONLY_IGNORED)
+
+.PHONY: soak
+soak: packages-build packages-guest ## Let containers come and go in one sandbox for RAFSD_SOAK_MINUTES (10)
+	$(CARGO) test --release --package rafsd --test guest_soak -- --ignored --nocapture
 
 .PHONY: peers
 peers: packages-build ## Build virtiofsd and nydusd, which benchmarks compare with, into target/peers
