@@ -10,6 +10,7 @@
 //! | `fs` | [`PassthroughFs`], one file per family of operations below it |
 //! | `inode` | node ids, their host files (by handle, within [`FdBudget`]) and their lookup counts |
 //! | `handle` | open files and directories |
+//! | `lock` | record locks and flock, waiting included |
 //! | `watch` | letting go of what the host unmounts |
 //! | `ino` | inode numbers that stay unique over several host devices |
 //! | `proc` | reaching the file behind a descriptor |
@@ -25,6 +26,7 @@ mod fs;
 mod handle;
 mod ino;
 mod inode;
+mod lock;
 mod name;
 mod proc;
 mod sys;
@@ -35,4 +37,5 @@ pub use credentials::prepare_thread;
 pub use error::Error;
 pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};
 pub use inode::FdBudget;
+pub use lock::{LockDone, LockWait};
 pub use watch::MountWatcher;

@@ -169,9 +169,19 @@ impl PassthroughFs {
     }
 
     /// FLUSH, sent at each close: reports what closing a descriptor would, such as a write that failed later.
-    pub(super) fn flush_handle(&self, inode: u64, handle: u64) -> io::Result<()> {
+    pub(super) fn flush_handle(&self, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
         let handle = self.handles.get_file(handle, inode)?;
+        self.locks.drop_owner(inode, lock_owner);
         drop(rustix::io::dup(handle.as_fd())?);
+        Ok(())
+    }
+
+    /// RELEASE.
+    pub(super) fn close_file(&self, inode: u64, handle: u64) -> io::Result<()> {
+        let closed = self.handles.remove(handle, inode)?;
+        self.locks.drop_handle(inode, handle);
+        drop(closed);
+        self.locks.handle_closed();
         Ok(())
     }
 
