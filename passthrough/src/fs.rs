@@ -19,6 +19,7 @@ mod names;
 mod ops;
 mod xattr;
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub struct PassthroughFs {
     budget: Arc<FdBudget>,
     locks: Arc<Locks>,
     _lock_thread: Option<LockThread>,
+    /// What the host calls file capabilities, if it is to know nothing of them.
+    stored_capability: Option<CString>,
     /// The root opened for reading, for system calls that refuse O_PATH descriptors.
     root_directory: OwnedFd,
 }
@@ -103,6 +106,11 @@ impl PassthroughFs {
             .then(|| LockThread::start(locks.clone()))
             .transpose()
             .map_err(Error::Thread)?;
+        let stored_capability = options
+            .xattr_rules
+            .as_ref()
+            .filter(|_| options.xattr)
+            .and_then(|rules| rules.stored_capability());
         Ok(PassthroughFs {
             numbers: InodeNumbers::new(key.device),
             inodes: InodeTable::new(root, key, proc.clone(), budget.clone(), options.inode_files),
@@ -112,6 +120,7 @@ impl PassthroughFs {
             budget,
             locks,
             _lock_thread: lock_thread,
+            stored_capability,
             root_directory,
             options,
         })

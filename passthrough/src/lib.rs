@@ -12,6 +12,7 @@
 //! | `handle` | open files and directories |
 //! | `lock` | record locks and flock, waiting included |
 //! | `watch` | letting go of what the host unmounts |
+//! | `xattr_rules` | attribute names of the guest and of the host |
 //! | `ino` | inode numbers that stay unique over several host devices |
 //! | `proc` | reaching the file behind a descriptor |
 //! | `name` | the only type of name that reaches a system call |
@@ -31,6 +32,7 @@ mod name;
 mod proc;
 mod sys;
 mod watch;
+mod xattr_rules;
 
 pub use config::{CachePolicy, InodeFiles, Options};
 pub use credentials::prepare_thread;
@@ -39,3 +41,4 @@ pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};
 pub use inode::FdBudget;
 pub use lock::{LockDone, LockWait};
 pub use watch::MountWatcher;
+pub use xattr_rules::{XattrRules, XattrRulesError};

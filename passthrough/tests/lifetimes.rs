@@ -1,7 +1,12 @@
 //! Lookup counts, node ids and descriptors: exact, never reused while known, and all given back.
 //!
 //! A test program of its own with one test at a time, because descriptors are counted for the whole process.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod common;
 
