@@ -37,6 +37,7 @@ use crate::metrics::{Metrics, Snapshot};
 use crate::mounts::{CloseListener, Mounts};
 use backend::Backend;
 use parked::Deferred;
+pub use parked::{ImageRead, Waiting};
 
 /// Request queues at most: the messages number queues in a byte.
 const MAX_QUEUES: u16 = 254;
@@ -76,6 +77,17 @@ pub enum DeviceError {
     /// A system call failed.
     #[error("cannot {0}")]
     System(&'static str, #[source] io::Error),
+}
+
+/// The requests of a device that wait for data or for a worker.
+#[derive(Clone)]
+pub struct Requests(Arc<Deferred>);
+
+impl Requests {
+    /// Those that wait at this moment, oldest first.
+    pub fn list(&self) -> Vec<Waiting> {
+        self.0.list()
+    }
 }
 
 /// The running device. Serves one front-end after another until it is stopped.
@@ -148,6 +160,11 @@ impl Device {
     /// Requests that are kept for later at this moment.
     pub fn parked(&self) -> usize {
         self.shared.server.deferred().len()
+    }
+
+    /// A view of the requests that wait, for as long as somebody wants to look.
+    pub fn requests(&self) -> Requests {
+        Requests(Arc::clone(self.shared.server.deferred()))
     }
 
     /// Ends the device within a second, whatever state it is in.

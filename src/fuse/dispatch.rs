@@ -29,7 +29,7 @@ use crate::mounts::{HostFs, Instance, Mount, Mounts, Table, Target};
 use crate::virtio::chain::ChainError;
 use crate::virtio::memory::Buffers;
 use crate::virtio::parked::Deferred;
-use crate::virtio::request::Request;
+use crate::virtio::request::{About, Request};
 use crate::virtio::ring::{Head, Ring};
 
 /// A thread's private memory for requests: kept between them, so that serving one allocates nothing.
@@ -156,7 +156,7 @@ impl Server {
             Err(Malformed::BadLength(unique)) => *unique,
             Err(Malformed::NoHeader) => 0,
         };
-        let request = Request::new(ring, buffers, &self.metrics, head, unique);
+        let mut request = Request::new(ring, buffers, &self.metrics, head, unique);
         let header = match fetched {
             Ok(header) => header,
             Err(Malformed::BadLength(_)) => {
@@ -167,6 +167,10 @@ impl Server {
         };
         let opcode = Opcode::from_wire(header.opcode);
         self.metrics.request(opcode);
+        request.is_about(About {
+            opcode: header.opcode,
+            nodeid: header.nodeid,
+        });
         let table = self.mounts.snapshot();
         let call = Call {
             table: &table,

@@ -50,6 +50,9 @@ pub struct ImageRead {
 
 struct Entry {
     parked: Parked,
+    since: Instant,
+    /// Where its file is mounted; empty for the pseudo tree.
+    place: String,
     /// None once the answer is known.
     mount: Option<Arc<Mount>>,
     read: Option<ImageRead>,
@@ -58,6 +61,43 @@ struct Entry {
     deadline: Option<Instant>,
     /// Known, but the ring does not run.
     ready: Option<Answer>,
+}
+
+/// A request that waits, for people.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// The driver's number of the request.
+    pub unique: u64,
+    /// FUSE opcode.
+    pub opcode: u32,
+    /// The nodeid that it names.
+    pub nodeid: u64,
+    /// Where its file is mounted; empty for the pseudo tree.
+    pub mountpoint: String,
+    /// Of a read of an image, the range.
+    pub read: Option<ImageRead>,
+    /// When it was put aside.
+    pub since: Instant,
+    /// When it will be answered whatever happens; None for what a worker does.
+    pub deadline: Option<Instant>,
+    /// Its answer is known; the driver has stopped the queue.
+    pub answered: bool,
+}
+
+impl Waiting {
+    fn of(entry: &Entry) -> Self {
+        let about = entry.parked.about();
+        Waiting {
+            unique: entry.parked.unique(),
+            opcode: about.opcode,
+            nodeid: about.nodeid,
+            mountpoint: entry.place.clone(),
+            read: entry.read,
+            since: entry.since,
+            deadline: entry.deadline,
+            answered: entry.ready.is_some(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -111,6 +151,8 @@ impl Deferred {
             parked,
             mount: Some(Arc::clone(mount)),
             read: Some(read),
+            since: Instant::now(),
+            place: mount.path.clone(),
             attempts: 0,
             deadline: Some(deadline),
             ready: None,
@@ -130,6 +172,8 @@ impl Deferred {
             parked,
             mount: None,
             read: None,
+            since: Instant::now(),
+            place: mount.map(|mount| mount.path.clone()).unwrap_or_default(),
             attempts: 0,
             deadline: None,
             ready: None,
@@ -148,6 +192,15 @@ impl Deferred {
                 this.finish(id, answer);
             }
         });
+    }
+
+    /// What waits at this moment, oldest first.
+    pub fn list(&self) -> Vec<Waiting> {
+        let state = self.state.lock();
+        let mut waiting: Vec<_> = state.entries.values().map(Waiting::of).collect();
+        drop(state);
+        waiting.sort_by_key(|waiting| waiting.since);
+        waiting
     }
 
     fn put_aside(
@@ -228,6 +281,8 @@ impl Deferred {
             read,
             attempts,
             deadline,
+            since,
+            place,
             ..
         } = entry;
         let mut active = match parked.resume() {
@@ -238,6 +293,8 @@ impl Deferred {
                     id,
                     Entry {
                         parked,
+                        since,
+                        place,
                         mount,
                         read,
                         attempts,
@@ -257,6 +314,8 @@ impl Deferred {
                     let (mount, read, attempts) = (Some(mount), Some(read), attempts + 1);
                     let entry = Entry {
                         parked,
+                        since,
+                        place,
                         mount,
                         read,
                         attempts,

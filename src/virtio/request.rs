@@ -23,7 +23,17 @@ pub struct Request<'a> {
     metrics: &'a Metrics,
     head: Head,
     unique: u64,
+    about: About,
     answered: bool,
+}
+
+/// What a request is about, as far as people want to know while it waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// FUSE opcode; 0 before it was decoded.
+    pub opcode: u32,
+    /// The nodeid that it names.
+    pub nodeid: u64,
 }
 
 impl<'a> Request<'a> {
@@ -41,8 +51,14 @@ impl<'a> Request<'a> {
             metrics,
             head,
             unique,
+            about: About::default(),
             answered: false,
         }
+    }
+
+    /// Notes what the request is about.
+    pub fn is_about(&mut self, about: About) {
+        self.about = about;
     }
 
     /// Room for the body of the reply, in bytes.
@@ -141,6 +157,7 @@ impl<'a> Request<'a> {
             buffers: self.buffers.take(),
             head: self.head,
             unique: self.unique,
+            about: self.about,
             settled: false,
         };
         parked.ring.park(parked.head);
@@ -164,6 +181,7 @@ pub struct Parked {
     buffers: Buffers,
     head: Head,
     unique: u64,
+    about: About,
     settled: bool,
 }
 
@@ -176,6 +194,11 @@ impl Parked {
     /// The number by which the driver knows the request.
     pub fn unique(&self) -> u64 {
         self.unique
+    }
+
+    /// What the request is about.
+    pub fn about(&self) -> About {
+        self.about
     }
 
     /// Makes the request active, or gives it back because its ring does not run now.
@@ -207,9 +230,12 @@ impl Resumed {
             buffers,
             head,
             unique,
+            about,
             ..
         } = &mut self.parked;
-        Request::new(ring, buffers, metrics, *head, *unique)
+        let mut request = Request::new(ring, buffers, metrics, *head, *unique);
+        request.is_about(*about);
+        request
     }
 }
 
