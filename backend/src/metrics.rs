@@ -23,6 +23,8 @@ pub struct SourceMetrics {
     pub bytes: u64,
     /// Time that requests took, summed up.
     pub latency: Duration,
+    /// The same by the size of the request.
+    pub latency_by_size: [Duration; SIZE_CLASSES],
     /// Requests by latency.
     pub by_latency: [u64; LATENCY_CLASSES],
     /// Requests by size.
@@ -57,7 +59,8 @@ pub(crate) struct SourceCounters {
     ended: AtomicU64,
     errors: AtomicU64,
     bytes: AtomicU64,
-    micros: AtomicU64,
+    /// By size.
+    micros: [AtomicU64; SIZE_CLASSES],
     classes: [[AtomicU64; LATENCY_CLASSES]; SIZE_CLASSES],
 }
 
@@ -75,7 +78,9 @@ impl SourceCounters {
     pub(crate) fn end(&self, size: u64, took: Duration, failed: bool) {
         self.ended.fetch_add(1, Relaxed);
         self.errors.fetch_add(failed.into(), Relaxed);
-        self.micros.fetch_add(took.as_micros() as u64, Relaxed);
+        if let Some(micros) = self.micros.get(size_class(size)) {
+            micros.fetch_add(took.as_micros() as u64, Relaxed);
+        }
         let latencies = self.classes.get(size_class(size));
         if let Some(counter) = latencies.and_then(|latencies| latencies.get(latency_class(took))) {
             counter.fetch_add(1, Relaxed);
@@ -94,6 +99,10 @@ impl SourceCounters {
                 .zip(row)
                 .for_each(|(sum, count)| *sum += count);
         }
+        let latency_by_size = self
+            .micros
+            .each_ref()
+            .map(|micros| Duration::from_micros(micros.load(Relaxed)));
         let (started, ended) = (self.started.load(Relaxed), self.ended.load(Relaxed));
         SourceMetrics {
             requests: started,
@@ -101,7 +110,8 @@ impl SourceCounters {
             retries: self.retries.load(Relaxed),
             in_flight: started.saturating_sub(ended),
             bytes: self.bytes.load(Relaxed),
-            latency: Duration::from_micros(self.micros.load(Relaxed)),
+            latency: latency_by_size.iter().sum(),
+            latency_by_size,
             by_latency,
             by_size: classes.map(|row| row.iter().sum()),
             by_size_and_latency: classes,
