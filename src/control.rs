@@ -4,13 +4,18 @@
 //! mountpoint is taken before its instance is built and given back if that fails, so that of two requests for the same
 //! place one wins at once, and no lock is held while an image is opened.
 
+mod counted;
+mod counters;
 mod instance;
+mod metrics;
+mod prefetch;
 mod superblock;
 mod table;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Instant, SystemTime};
 
 use kata::Control;
 use kata::config::Config;
@@ -20,6 +25,9 @@ use kata::timestamp::Utc;
 
 use crate::logging::Log;
 use crate::mounts::{Instance, MountError, MountOptions, Mounts};
+use crate::virtio::Requests;
+use counted::Counted;
+use counters::Counters;
 pub use instance::Instances;
 use instance::Kind;
 use table::{Mounted, MountedImage, Table};
@@ -36,6 +44,8 @@ pub struct DaemonControl {
     identity: Identity,
     log: Log,
     stop: Stop,
+    /// Known when the device runs.
+    requests: OnceLock<Requests>,
 }
 
 /// What the command line says that the daemon is.
@@ -58,7 +68,13 @@ impl DaemonControl {
             identity,
             log,
             stop,
+            requests: OnceLock::new(),
         }
+    }
+
+    /// Tells where requests can be looked at. To be called once.
+    pub fn set_requests(&self, requests: Requests) {
+        let _ = self.requests.set(requests);
     }
 
     /// Tells the API what state the daemon is in.
@@ -80,7 +96,7 @@ impl DaemonControl {
     ) -> Result<(), ControlError> {
         let path = mountpoint_of(mountpoint)?;
         let place = self.table.take(&path)?;
-        let (instance, mounted) = self.open_image(&path, bootstrap, config, &prefetch_files)?;
+        let (instance, mounted) = self.open_image(&path, bootstrap, config, prefetch_files)?;
         self.mounts
             .mount(&path, instance, MountOptions::default())
             .map_err(refused)?;
@@ -94,21 +110,28 @@ impl DaemonControl {
         path: &str,
         bootstrap: &str,
         config: Config,
-        prefetch_files: &[String],
+        prefetch_files: Vec<String>,
     ) -> Result<(Instance, Mounted), ControlError> {
-        let (instance, source) = self.instances.image(path, bootstrap, &config, prefetch_files)?;
+        let (instance, source) = self.instances.image(path, bootstrap, &config, &prefetch_files)?;
+        let prefetching = self.instances.prefetch(&instance, &config, prefetch_files)?;
+        let counters = Arc::new(Counters::new(&config.rafs.clone().unwrap_or_default()));
         let image = MountedImage {
             config,
             settings: Settings::default(),
             source,
             instance: Arc::downgrade(&instance),
+            counters: Arc::clone(&counters),
+            prefetching,
         };
         let mounted = Mounted {
             kind: Kind::Image,
             since: Utc::now(),
             image: Some(image),
         };
-        Ok((Instance::Rafs(instance), mounted))
+        Ok((
+            Instance::Rafs(Arc::new(Counted::new(instance, counters))),
+            mounted,
+        ))
     }
 
     /// Mounts the directory `source` of the host.
@@ -194,7 +217,7 @@ impl Control for DaemonControl {
         }
         let config = instance::configuration(&request.config)?;
         let prefetch_files = request.prefetch_files.unwrap_or_default();
-        let (instance, mounted) = self.open_image(&path, &request.source, config, &prefetch_files)?;
+        let (instance, mounted) = self.open_image(&path, &request.source, config, prefetch_files)?;
         self.mounts
             .replace(&path, instance, MountOptions::default())
             .map_err(refused)?;
@@ -286,38 +309,58 @@ impl Control for DaemonControl {
     }
 
     fn fs_metrics(&self, id: Option<&str>) -> Result<FsMetrics, ControlError> {
-        Err(self.no_counter(id))
+        let (path, image) = self.table.image(id)?;
+        Ok(image.counters.metrics(&path))
     }
 
     fn file_metrics(&self, id: Option<&str>) -> Result<BTreeMap<u64, FileMetrics>, ControlError> {
-        Err(self.no_counter(id))
+        let (path, image) = self.table.image(id)?;
+        image
+            .counters
+            .files()
+            .ok_or_else(|| not_kept(&path, "iostats_files"))
     }
 
     fn latest_files(&self, id: Option<&str>) -> Result<Vec<Vec<u64>>, ControlError> {
-        Err(self.no_counter(id))
+        let (path, image) = self.table.image(id)?;
+        image
+            .counters
+            .take_latest()
+            .ok_or_else(|| not_kept(&path, "latest_read_files"))
     }
 
     fn access_pattern(&self, id: Option<&str>) -> Result<Vec<AccessRecord>, ControlError> {
-        Err(self.no_counter(id))
+        let (path, image) = self.table.image(id)?;
+        image
+            .counters
+            .pattern()
+            .ok_or_else(|| not_kept(&path, "access_pattern"))
     }
 
     fn backend_metrics(&self, id: Option<&str>) -> Result<BackendMetrics, ControlError> {
-        Err(self.no_counter(id))
+        let (_, image) = self.table.image(id)?;
+        Ok(metrics::source(&image))
     }
 
     fn cache_metrics(&self, id: Option<&str>) -> Result<CacheMetrics, ControlError> {
-        Err(self.no_counter(id))
+        let (_, image) = self.table.image(id)?;
+        Ok(metrics::cache(&image))
     }
 
     fn in_flight(&self) -> Result<Vec<InFlight>, ControlError> {
-        Err(ControlError::unsupported("requests in flight are not listed"))
+        let now = (Instant::now(), SystemTime::now());
+        let requests = self.requests.get().map(Requests::list).unwrap_or_default();
+        Ok(requests
+            .iter()
+            .map(|waiting| metrics::in_flight(waiting, now))
+            .collect())
     }
 }
 
-impl DaemonControl {
-    fn no_counter(&self, id: Option<&str>) -> ControlError {
-        ControlError::no_counter(format!("nothing is counted for {}", id.unwrap_or("any mount")))
-    }
+fn not_kept(path: &str, option: &str) -> ControlError {
+    ControlError::no_counter(format!(
+        "{path}: nothing is kept; set {option} in the configuration"
+    ))
 }
 
 /// Checks and normalises a mountpoint: absolute, no `.` or `..`, no empty components.

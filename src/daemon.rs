@@ -92,6 +92,7 @@ fn serve(
         ..DeviceOptions::default()
     };
     let device = Device::start(device_listener, mounts, options).map_err(|error| failed("device", &error))?;
+    control.set_requests(device.requests());
     control.set_state(State::Running);
     let (api_socket, server) = match api {
         Some((socket, listener)) => {

@@ -10,6 +10,7 @@ use kata::control::ControlError;
 use parking_lot::Mutex;
 use rafs::fs::RafsFs;
 
+use super::prefetch::{self, Prefetching};
 use crate::config::{self, HostConfig};
 use crate::mounts::Instance;
 
@@ -58,7 +59,7 @@ pub(super) fn configuration(text: &str) -> Result<Config, ControlError> {
 pub struct Instances {
     host: HostConfig,
     headers: Vec<(String, Secret)>,
-    store: OnceLock<Store>,
+    store: OnceLock<Arc<Store>>,
     making_store: Mutex<()>,
 }
 
@@ -73,14 +74,14 @@ impl Instances {
         }
     }
 
-    fn store(&self) -> Result<&Store, ControlError> {
+    fn store(&self) -> Result<&Arc<Store>, ControlError> {
         let _one_at_a_time = self.making_store.lock();
         if let Some(store) = self.store.get() {
             return Ok(store);
         }
         let store = Store::new(StoreOptions::default())
             .map_err(|error| ControlError::failed(format!("cannot start the chunk store: {error}")))?;
-        Ok(self.store.get_or_init(|| store))
+        Ok(self.store.get_or_init(|| Arc::new(store)))
     }
 
     /// Opens the image whose bootstrap is `source`. Needs no network.
@@ -107,6 +108,16 @@ impl Instances {
         let opened = opened
             .map_err(|error| refuse(&format!("Failed to fill superBlock: {error}{}", cause(&error))))?;
         Ok((Arc::new(opened), image.source))
+    }
+
+    /// Begins to fetch what `config` wants fetched early, `files` among it.
+    pub(super) fn prefetch(
+        &self,
+        image: &Arc<RafsFs>,
+        config: &Config,
+        files: Vec<String>,
+    ) -> Result<Arc<Prefetching>, ControlError> {
+        Ok(prefetch::start(self.store()?, image, config, files))
     }
 
     /// Gives the source of an image new credentials. Blobs that use it keep using it.

@@ -1,7 +1,7 @@
 //! What was asked for, by mountpoint. Places are taken first and filled later.
 
 use std::collections::BTreeMap;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use backend::config::SourceConfig;
 use kata::config::Config;
@@ -10,7 +10,9 @@ use kata::timestamp::Utc;
 use parking_lot::Mutex;
 use rafs::fs::RafsFs;
 
+use super::counters::Counters;
 use super::instance::Kind;
+use super::prefetch::Prefetching;
 
 /// A mount as it was asked for.
 #[derive(Clone)]
@@ -32,6 +34,10 @@ pub(super) struct MountedImage {
     pub source: SourceConfig,
     /// The instance; the device's table owns it.
     pub instance: Weak<RafsFs>,
+    /// What was counted of it.
+    pub counters: Arc<Counters>,
+    /// Ends with the mount.
+    pub prefetching: Arc<Prefetching>,
 }
 
 enum Slot {
@@ -89,6 +95,39 @@ impl Table {
         match self.slots.lock().get(path) {
             Some(Slot::Mounted(mounted) | Slot::Changing(mounted)) => Ok(look(mounted)),
             Some(Slot::Taken) | None => Err(missing(path)),
+        }
+    }
+
+    /// Finds an image by its mountpoint, else by the id of its configuration; without an id, the only image there is.
+    pub fn image(&self, id: Option<&str>) -> Result<(String, MountedImage), ControlError> {
+        let slots = self.slots.lock();
+        let mut images = slots.iter().filter_map(|(path, slot)| match slot {
+            Slot::Mounted(mounted) | Slot::Changing(mounted) => Some((path, mounted.image.as_ref()?)),
+            Slot::Taken => None,
+        });
+        let found = match id {
+            Some(id) => {
+                let all: Vec<_> = images.collect();
+                let at = all.iter().find(|(path, _)| *path == id);
+                at.or_else(|| all.iter().find(|(_, image)| image.config.id == id))
+                    .copied()
+            }
+            None => match (images.next(), images.next()) {
+                (Some(only), None) => Some(only),
+                (None, _) => return Err(ControlError::no_counter("no image is mounted")),
+                (Some(_), Some(_)) => {
+                    return Err(ControlError::no_counter(
+                        "several images are mounted; say which with ?id=",
+                    ));
+                }
+            },
+        };
+        match (found, id) {
+            (Some((path, image)), _) => Ok((path.clone(), image.clone())),
+            (None, id) => Err(ControlError::no_counter(format!(
+                "no image is mounted as {}",
+                id.unwrap_or("")
+            ))),
         }
     }
 

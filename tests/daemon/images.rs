@@ -17,7 +17,9 @@ impl Image {
         let dir = tempfile::tempdir().unwrap();
         let tree = dir.path().join("tree");
         std::fs::create_dir_all(tree.join("usr/bin")).unwrap();
-        std::fs::write(tree.join("usr/bin/tool"), vec![7; 3 << 20]).unwrap();
+        // Three chunks, none like another.
+        let tool = [[7; 1 << 20], [8; 1 << 20], [9; 1 << 20]].concat();
+        std::fs::write(tree.join("usr/bin/tool"), tool).unwrap();
         std::fs::write(tree.join("hello"), "hello").unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_rafs"))
             .arg("build")

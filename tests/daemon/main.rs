@@ -8,6 +8,7 @@
 
 mod api;
 mod command_line;
+mod counters;
 mod images;
 mod lifecycle;
 mod process;
