@@ -11,6 +11,7 @@ mod file;
 pub(crate) mod http;
 pub mod http_proxy;
 pub mod oss;
+mod proxy;
 pub mod registry;
 pub(crate) mod retry;
 pub mod s3;
@@ -54,5 +55,14 @@ pub trait Source: Send + Sync {
     /// Tokens asked for so far.
     fn token_requests(&self) -> u64 {
         0
+    }
+
+    /// Goes through the forward proxy at `url` from now on; without one if it is empty.
+    fn replace_proxy(&self, _url: Secret) -> Result<(), SourceError> {
+        Err(SourceError::new(
+            SourceErrorKind::Config,
+            self.host(),
+            "this source uses no proxy",
+        ))
     }
 }

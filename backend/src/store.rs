@@ -144,6 +144,11 @@ impl Store {
         self.engine.source(source)?.source.replace_auth(auth)
     }
 
+    /// Replaces the forward proxy of a source that blobs were opened with; none if `url` is empty.
+    pub fn replace_proxy(&self, source: &SourceConfig, url: Secret) -> Result<(), SourceError> {
+        self.engine.source(source)?.source.replace_proxy(url)
+    }
+
     fn open(
         &self,
         description: BlobDescription,

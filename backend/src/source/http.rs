@@ -2,18 +2,21 @@
 //! ended by time-outs, errors with a kind.
 
 use std::error::Error as _;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_RANGE, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use reqwest::{Client, Response, redirect};
+use parking_lot::RwLock;
+use reqwest::{Client, ClientBuilder, Response, redirect};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use super::proxy::Route;
 use super::{Sink, tls};
-use crate::config::HttpConfig;
+use crate::config::{HttpConfig, ProxyConfig, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
 /// Slowest body that is not taken for a stalled one, in bytes per second.
@@ -24,10 +27,37 @@ const IDLE: usize = 16;
 /// A client, and how patient it is.
 pub(crate) struct Transport {
     client: Client,
+    config: HttpConfig,
+    route: RwLock<Option<Arc<Route>>>,
     headers: HeaderMap,
     timeout: Duration,
     /// `connect_timeout` and `timeout`: until the head of an answer is there.
     head_timeout: Duration,
+}
+
+/// The head of an answer, with the way that it came.
+pub(crate) struct Answer {
+    response: Response,
+    route: Option<Arc<Route>>,
+}
+
+impl Deref for Answer {
+    type Target = Response;
+
+    fn deref(&self) -> &Response {
+        &self.response
+    }
+}
+
+/// A client's settings that do not depend on the source.
+pub(super) fn builder(config: &HttpConfig) -> Result<ClientBuilder, SourceError> {
+    Ok(Client::builder()
+        .tls_backend_preconfigured(tls::client(config.skip_verify, &config.ca_cert_files)?)
+        .redirect(redirect::Policy::none())
+        .connect_timeout(config.connect_timeout)
+        .pool_max_idle_per_host(IDLE)
+        .tcp_keepalive(Duration::from_secs(15))
+        .no_proxy())
 }
 
 impl Transport {
@@ -38,7 +68,7 @@ impl Transport {
     /// With more settings of the client.
     pub(crate) fn with(
         config: &HttpConfig,
-        more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+        more: impl FnOnce(ClientBuilder) -> ClientBuilder,
     ) -> Result<Self, SourceError> {
         let refuse =
             |reason: &dyn std::fmt::Display| SourceError::new(SourceErrorKind::Config, "HTTP client", reason);
@@ -49,30 +79,74 @@ impl Transport {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
-        let builder = Client::builder()
-            .tls_backend_preconfigured(tls::client(config.skip_verify, &config.ca_cert_files)?)
-            .redirect(redirect::Policy::none())
-            .connect_timeout(config.connect_timeout)
-            .pool_max_idle_per_host(IDLE)
-            .tcp_keepalive(Duration::from_secs(15))
-            .no_proxy();
-        let client = more(builder).build().map_err(|error| refuse(&describe(&error)))?;
-        let head_timeout = config.connect_timeout.saturating_add(config.timeout);
+        let client = more(builder(config)?)
+            .build()
+            .map_err(|error| refuse(&describe(&error)))?;
+        let route = config
+            .proxy
+            .as_ref()
+            .map(|proxy| Route::new(config, proxy))
+            .transpose()?
+            .flatten();
         Ok(Self {
             client,
+            route: RwLock::new(route),
             headers,
             timeout: config.timeout,
-            head_timeout,
+            head_timeout: config.connect_timeout.saturating_add(config.timeout),
+            config: config.clone(),
         })
     }
 
-    /// Sends a GET and waits for the head of the answer, whatever its status.
-    pub(crate) async fn get(&self, url: &Url, headers: HeaderMap) -> Result<Response, SourceError> {
-        let host = host_of(url);
+    /// Goes through the proxy at `url` from now on; without one if it is empty.
+    pub(crate) fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
+        let proxy = ProxyConfig {
+            url,
+            ..self.config.proxy.clone().unwrap_or_default()
+        };
+        let route = Route::new(&self.config, &proxy)?;
+        *self.route.write() = route;
+        Ok(())
+    }
+
+    /// Sends a GET and waits for the head of the answer, whatever its status. Through the proxy, if there is one and it is
+    /// healthy; an error of the proxy is followed by the same request to the origin, if that is allowed.
+    pub(crate) async fn get(&self, url: &Url, headers: HeaderMap) -> Result<Answer, SourceError> {
         let mut all = self.headers.clone();
         all.extend(headers);
-        let request = self.client.get(url.clone()).headers(all).send();
-        match timeout(self.head_timeout, request).await {
+        let route = self.route.read().clone().filter(Route::usable);
+        if let Some(route) = route {
+            let outcome = self.send(&route.client, &route.target(url), all.clone()).await;
+            let failure = match &outcome {
+                Ok(response) if !by_proxy(response) => None,
+                Ok(response) => Some(format!("status {}", response.status())),
+                Err(error) => Some(error.to_string()),
+            };
+            match failure {
+                None => {
+                    return outcome.map(|response| Answer {
+                        response,
+                        route: Some(route),
+                    });
+                }
+                Some(reason) => route.failed(&reason),
+            }
+            if !route.fallback {
+                return outcome.map(|response| Answer {
+                    response,
+                    route: Some(route),
+                });
+            }
+        }
+        self.send(&self.client, url, all).await.map(|response| Answer {
+            response,
+            route: None,
+        })
+    }
+
+    async fn send(&self, client: &Client, url: &Url, headers: HeaderMap) -> Result<Response, SourceError> {
+        let host = host_of(url);
+        match timeout(self.head_timeout, client.get(url.clone()).headers(headers).send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(SourceError::new(kind_of(&error), host, describe(&error))),
             Err(_) => Err(stalled(&host, self.head_timeout, "no answer")),
@@ -80,7 +154,7 @@ impl Transport {
     }
 
     /// Reads a small body.
-    pub(crate) async fn text(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, SourceError> {
+    pub(crate) async fn text(&self, mut response: Answer, limit: usize) -> Result<Vec<u8>, SourceError> {
         let host = host_of(response.url());
         let mut body = Vec::new();
         while let Some(piece) = self.piece(&mut response, &host).await? {
@@ -95,14 +169,30 @@ impl Transport {
     /// Reads the body of a checked answer: exactly the bytes of `range`.
     pub(crate) async fn body(
         &self,
-        mut response: Response,
+        mut answer: Answer,
+        range: &Range<u64>,
+        sink: Sink<'_>,
+    ) -> Result<(), SourceError> {
+        let outcome = self.pieces(&mut answer, range, sink).await;
+        if let Some(route) = &answer.route {
+            match &outcome {
+                Ok(()) => route.succeeded(),
+                Err(error) => route.failed(error),
+            }
+        }
+        outcome
+    }
+
+    async fn pieces(
+        &self,
+        response: &mut Answer,
         range: &Range<u64>,
         sink: Sink<'_>,
     ) -> Result<(), SourceError> {
         let host = host_of(response.url());
         let mut left = range.end - range.start;
         let mut window = (Instant::now(), left);
-        while let Some(mut piece) = self.piece(&mut response, &host).await? {
+        while let Some(mut piece) = self.piece(response, &host).await? {
             let excess = (piece.len() as u64).saturating_sub(left);
             piece.truncate(left.min(piece.len() as u64) as usize);
             left -= piece.len() as u64;
@@ -131,8 +221,8 @@ impl Transport {
         Ok(())
     }
 
-    async fn piece(&self, response: &mut Response, host: &str) -> Result<Option<Bytes>, SourceError> {
-        match timeout(self.timeout, response.chunk()).await {
+    async fn piece(&self, answer: &mut Answer, host: &str) -> Result<Option<Bytes>, SourceError> {
+        match timeout(self.timeout, answer.response.chunk()).await {
             Ok(Ok(piece)) => Ok(piece),
             Ok(Err(error)) => Err(SourceError::new(kind_of(&error), host, describe(&error))),
             Err(_) => Err(stalled(host, self.timeout, "the body goes silent")),
@@ -155,6 +245,12 @@ pub(super) async fn read_range(
     let response = transport.get(url, headers).await?;
     check(&response, range)?;
     transport.body(response, range, sink).await
+}
+
+/// Whether an answer is rather the proxy's than the origin's.
+fn by_proxy(response: &Response) -> bool {
+    let status = response.status();
+    status.is_server_error() || status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
 }
 
 /// The header that asks for `range`, which is not empty.

@@ -10,7 +10,7 @@ use url::Url;
 
 use super::http::{Transport, read_range};
 use super::{Sink, Source};
-use crate::config::HttpProxyConfig;
+use crate::config::{HttpProxyConfig, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
 /// See the module.
@@ -76,5 +76,9 @@ impl Source for HttpProxy {
             read_range(&self.transport, &url, HeaderMap::new(), &range, sink).await
         }
         .boxed()
+    }
+
+    fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
+        self.transport.replace_proxy(url)
     }
 }

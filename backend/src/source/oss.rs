@@ -15,7 +15,7 @@ use url::{Host, Url};
 use super::bucket::{Key, endpoint, hmac_sha1, object};
 use super::http::{Transport, read_range};
 use super::{Sink, Source};
-use crate::config::OssConfig;
+use crate::config::{OssConfig, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
 /// See the module.
@@ -97,6 +97,10 @@ impl Source for Oss {
             read_range(&self.transport, &url, headers, &range, sink).await
         }
         .boxed()
+    }
+
+    fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
+        self.transport.replace_proxy(url)
     }
 }
 

@@ -14,11 +14,11 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderValue, LOCATION};
 use parking_lot::Mutex;
-use reqwest::{Response, StatusCode};
+use reqwest::StatusCode;
 use url::Url;
 
 use super::auth::Authorizer;
-use super::http::{Transport, check, host_of, protocol, range_header};
+use super::http::{Answer, Transport, check, host_of, protocol, range_header};
 use super::{Sink, Source};
 use crate::config::{RegistryConfig, Scheme, Secret};
 use crate::error::{SourceError, SourceErrorKind};
@@ -94,7 +94,7 @@ impl Registry {
     }
 
     /// An answer that promises `range`, from wherever the blob is.
-    async fn open(&self, blob_id: &str, range: &Range<u64>) -> Result<Response, SourceError> {
+    async fn open(&self, blob_id: &str, range: &Range<u64>) -> Result<Answer, SourceError> {
         if let Some(target) = self.remembered(blob_id) {
             let answer = self.follow(target, None, range).await;
             match answer.and_then(|(response, url)| check(&response, range).map(|()| (response, url))) {
@@ -125,7 +125,7 @@ impl Registry {
     }
 
     /// Asks the registry itself, with one more try after a 401.
-    async fn ask(&self, blob_id: &str, range: &Range<u64>) -> Result<(Response, Url), SourceError> {
+    async fn ask(&self, blob_id: &str, range: &Range<u64>) -> Result<(Answer, Url), SourceError> {
         let mut again = false;
         loop {
             let (header, generation) = self.authorizer.header().await?;
@@ -148,7 +148,7 @@ impl Registry {
         blob_id: &str,
         header: Option<HeaderValue>,
         range: &Range<u64>,
-    ) -> Result<(Response, Url), SourceError> {
+    ) -> Result<(Answer, Url), SourceError> {
         let known = self.scheme.load(Ordering::Relaxed);
         if known == Scheme::Http as u8 {
             return self.follow(self.url("http", blob_id)?, header, range).await;
@@ -183,7 +183,7 @@ impl Registry {
         first: Url,
         header: Option<HeaderValue>,
         range: &Range<u64>,
-    ) -> Result<(Response, Url), SourceError> {
+    ) -> Result<(Answer, Url), SourceError> {
         let origin = first.origin();
         let mut url = first;
         for _ in 0..=MAX_HOPS {
@@ -265,5 +265,9 @@ impl Source for Registry {
 
     fn token_requests(&self) -> u64 {
         self.authorizer.token_requests()
+    }
+
+    fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
+        self.transport.replace_proxy(url)
     }
 }

@@ -13,7 +13,7 @@ use url::{Position, Url};
 use super::bucket::{Key, compact_date, endpoint, hmac_sha256, object};
 use super::http::{Transport, range_header, read_range};
 use super::{Sink, Source};
-use crate::config::S3Config;
+use crate::config::{S3Config, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
 const DEFAULT_ENDPOINT: &str = "s3.amazonaws.com";
@@ -134,6 +134,10 @@ impl Source for S3 {
             read_range(&self.transport, &url, headers, &range, sink).await
         }
         .boxed()
+    }
+
+    fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
+        self.transport.replace_proxy(url)
     }
 }
 
