@@ -1,0 +1,247 @@
+//! Images of our own writer, read back: needs nothing from outside of the repository.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuse_backend_rs::api::filesystem::{Context, FileSystem};
+use proptest::prelude::*;
+use rafsd_rafs::build::{FsVersion, Options, build_directory};
+use rafsd_rafs::reader::Reader;
+use support::{Mount, Place};
+
+/// A tree with every case that a reader treats differently, as far as any user can make it.
+fn make_tree(root: &Path) {
+    fs::create_dir_all(root.join("many")).unwrap();
+    fs::create_dir_all(root.join("deep/er/and/deeper")).unwrap();
+    for number in 0..300 {
+        fs::write(
+            root.join(format!("many/entry-{number:04}-with-a-rather-long-name")),
+            [number as u8; 10],
+        )
+        .unwrap();
+    }
+    let large: Vec<u8> = (0..50_000u32)
+        .flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    fs::write(root.join("large"), &large).unwrap();
+    fs::write(root.join("zeros"), vec![0; 30_000]).unwrap();
+    fs::write(root.join("empty"), b"").unwrap();
+    fs::write(root.join("deep/er/and/deeper/file"), b"at the bottom").unwrap();
+    fs::hard_link(root.join("large"), root.join("deep/link")).unwrap();
+    symlink("deep/er", root.join("short-symlink")).unwrap();
+    symlink("x".repeat(4090), root.join("long-symlink")).unwrap();
+}
+
+struct OwnImage {
+    dir: tempfile::TempDir,
+}
+
+impl OwnImage {
+    fn build(version: FsVersion) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        make_tree(&dir.path().join("tree"));
+        let options = Options {
+            version,
+            chunk_size: 0x1000,
+            threads: 1,
+            ..Options::default()
+        };
+        build_directory(&dir.path().join("tree"), &dir.path().join("image"), &options, &()).unwrap();
+        Self { dir }
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.dir.path().join("tree")
+    }
+
+    fn bootstrap(&self) -> PathBuf {
+        self.dir.path().join("image/bootstrap")
+    }
+
+    fn place(&self) -> Arc<Place> {
+        Place::new(&self.dir.path().join("image/blobs"))
+    }
+}
+
+/// Paths of a directory of the host.
+fn host_paths(root: &Path, below: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(root.join(below)).unwrap() {
+        let path = below.join(entry.unwrap().file_name());
+        found.push(path.clone());
+        if fs::symlink_metadata(root.join(&path)).unwrap().is_dir() {
+            host_paths(root, &path, found);
+        }
+    }
+}
+
+fn check_against_source(version: FsVersion) {
+    let image = OwnImage::build(version);
+    let mount = image.place().mount(&image.bootstrap()).unwrap();
+    let tree = mount.walk().unwrap();
+    let mut paths = Vec::new();
+    host_paths(&image.tree(), Path::new(""), &mut paths);
+    assert_eq!(tree.len(), paths.len() + 1);
+    let mut links: BTreeMap<u64, u64> = BTreeMap::new();
+    for path in paths {
+        let host = fs::symlink_metadata(image.tree().join(&path)).unwrap();
+        let shown = &tree[format!("/{}", path.display()).as_bytes()];
+        assert_eq!(
+            (shown.attr.st_mode, shown.attr.st_uid),
+            (host.mode(), host.uid()),
+            "{path:?}"
+        );
+        assert_eq!(
+            (shown.attr.st_mtime, shown.attr.st_mtime_nsec),
+            (host.mtime(), host.mtime_nsec())
+        );
+        if host.is_file() {
+            let expected = fs::read(image.tree().join(&path)).unwrap();
+            // In pieces that end within chunks, and at once.
+            let pieces: Vec<u8> = (0..expected.len() as u64 + 1)
+                .step_by(3_333)
+                .flat_map(|offset| mount.read(shown.inode, offset, 3_333).unwrap())
+                .collect();
+            assert!(pieces == expected, "{path:?}");
+            assert!(
+                mount.read(shown.inode, 0, 1 << 20).unwrap() == expected,
+                "{path:?}"
+            );
+            assert_eq!(
+                *links.entry(host.ino()).or_insert(shown.inode),
+                shown.inode,
+                "{path:?}"
+            );
+        } else if host.is_symlink() {
+            let target = mount.fs.readlink(&Context::default(), shown.inode).unwrap();
+            assert_eq!(
+                target,
+                fs::read_link(image.tree().join(&path))
+                    .unwrap()
+                    .into_os_string()
+                    .into_encoded_bytes()
+            );
+        }
+    }
+    let mut faults = Vec::new();
+    mount
+        .fs
+        .reader()
+        .check(&mut |path, damaged| faults.push(format!("{path:?}: {damaged}")));
+    assert_eq!(faults, [""; 0]);
+}
+
+#[test]
+fn a_v6_image_reads_like_the_tree_that_it_was_built_from() {
+    check_against_source(FsVersion::V6);
+}
+
+#[test]
+fn a_v5_image_reads_like_the_tree_that_it_was_built_from() {
+    check_against_source(FsVersion::V5);
+}
+
+#[test]
+fn nothing_of_an_image_can_be_changed() {
+    let image = OwnImage::build(FsVersion::V6);
+    let mount = image.place().mount(&image.bootstrap()).unwrap();
+    let context = Context::default();
+    let file = mount.lookup(mount.fs.root(), b"large").unwrap().inode;
+    let name = c"new";
+    let refused = [
+        mount.fs.open(&context, file, libc::O_WRONLY as u32, 0).err(),
+        mount.fs.open(&context, file, libc::O_RDWR as u32, 0).err(),
+        mount.fs.open(&context, file, libc::O_TRUNC as u32, 0).err(),
+        mount.fs.mkdir(&context, mount.fs.root(), name, 0o755, 0).err(),
+        mount.fs.unlink(&context, mount.fs.root(), c"large").err(),
+        mount.fs.setxattr(&context, file, c"user.x", b"y", 0).err(),
+        mount.fs.removexattr(&context, file, c"user.x").err(),
+        mount
+            .fs
+            .rename(&context, mount.fs.root(), c"large", mount.fs.root(), name, 0)
+            .err(),
+        mount.fs.access(&context, file, libc::W_OK as u32).err(),
+    ];
+    for error in refused {
+        assert_eq!(error.and_then(|error| error.raw_os_error()), Some(libc::EROFS));
+    }
+    let errno = |result: std::io::Result<u64>| result.map_err(|error| error.raw_os_error().unwrap());
+    let seek = |offset, whence: i32| errno(mount.fs.lseek(&context, file, 0, offset, whence as u32));
+    assert_eq!(seek(5, libc::SEEK_DATA), Ok(5));
+    assert_eq!(seek(5, libc::SEEK_HOLE), Ok(200_000));
+    assert_eq!(seek(200_000, libc::SEEK_DATA), Err(libc::ENXIO));
+    let stat = mount.fs.statfs(&context, mount.fs.root()).unwrap();
+    assert!(stat.f_blocks * stat.f_bsize > 200_000 && stat.f_bfree == 0 && stat.f_namemax == 255);
+    assert!(stat.f_files > 300);
+}
+
+/// Looks at everything that a damaged image still gives. Must end, and must not panic.
+fn explore(reader: &Reader) {
+    reader.check(&mut |_, _| {});
+    let _ = reader.prefetch_table();
+    for file in reader.files_below(reader.root()) {
+        let _ = reader.inode(file).and_then(|inode| reader.chunks(&inode));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_damage_makes_a_reader_panic_or_go_on_for_ever(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+        length in any::<prop::sample::Index>(),
+        truncate in proptest::bool::weighted(0.2),
+    ) {
+        static IMAGE: std::sync::OnceLock<OwnImage> = std::sync::OnceLock::new();
+        let image = IMAGE.get_or_init(|| OwnImage::build(FsVersion::V6));
+        let mut bytes = fs::read(image.bootstrap()).unwrap();
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if truncate {
+            bytes.truncate(length.index(bytes.len()));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let damaged = dir.path().join("bootstrap");
+        fs::write(&damaged, &bytes).unwrap();
+        if let Ok(reader) = Reader::open(&damaged) {
+            explore(&reader);
+        }
+    }
+}
+
+#[test]
+fn every_byte_of_superblocks_and_tables_can_be_damaged() {
+    let image = OwnImage::build(FsVersion::V6);
+    let bytes = fs::read(image.bootstrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join("bootstrap");
+    let (mut refused, mut opened) = (0, 0);
+    for at in (1024..1600).chain(4096..4352) {
+        let mut copy = bytes.clone();
+        copy[at] ^= 0xFF;
+        fs::write(&damaged, &copy).unwrap();
+        match Reader::open(&damaged) {
+            Ok(_) => opened += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(
+        refused > 100 && opened > 100,
+        "{refused} refused, {opened} opened"
+    );
+    assert!(Mount::open(&dir.path().join("nothing"), dir.path()).is_err());
+}
