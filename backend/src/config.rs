@@ -79,8 +79,6 @@ pub struct CacheConfig {
     /// Read amplification: a request for absent chunks is extended over their absent neighbours up to so many
     /// compressed bytes. 0 fetches what was asked for and nothing else.
     pub amplify: u32,
-    /// Bytes that the cache files in `dir` may use together; `None` for no limit.
-    pub quota: Option<u64>,
 }
 
 impl CacheConfig {
@@ -92,7 +90,6 @@ impl CacheConfig {
         Self {
             dir: dir.into(),
             amplify: Self::AMPLIFY,
-            quota: None,
         }
     }
 }
@@ -225,7 +222,7 @@ pub struct HttpConfig {
     pub connect_timeout: Duration,
     /// Longest silence: to the first byte of an answer, and between two pieces of a body.
     pub timeout: Duration,
-    /// Retries of errors that look permanent (denied, not found). Others are retried until the deadline.
+    /// Accepted and not used: transient errors are retried until the deadline of those who wait, others a few times.
     pub retry_limit: u32,
     /// Accept any certificate.
     pub skip_verify: bool,
@@ -262,7 +259,7 @@ pub struct ProxyConfig {
     pub fallback: bool,
     /// Time between two health checks.
     pub check_interval: Duration,
-    /// Stop checking when the source was not used for so long.
+    /// Accepted and not used: the proxy is only checked beside requests, so an idle source checks nothing.
     pub check_pause_elapsed: Duration,
     /// Ask the proxy for `http://` URLs where the origin's are `https://`.
     pub use_http: bool,
