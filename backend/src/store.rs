@@ -7,16 +7,20 @@
 //! it, views of the same blob from the same source and cache directory share the cache files and the flights of chunks, so that a chunk is fetched
 //! once, while each image still trusts its own digests only.
 //!
-//! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `plan` (which ranges to ask for), `budget` (who may ask now),
+//! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `flight` and
+//! `waiter` (what is on its way, and for whom), `request` (reads a range), `plan` (which ranges to ask for), `budget` (who may ask now),
 //! `pool` (the decode threads).
 
 mod budget;
 mod fetch;
+mod flight;
 mod index;
 mod origin;
 mod plan;
 mod pool;
 mod prefetch;
+mod request;
+mod waiter;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -46,11 +50,13 @@ use crate::source::oss::Oss;
 use crate::source::registry::Registry;
 use crate::source::s3::S3;
 use budget::Budget;
-use fetch::{Plan, Shared, Waiter};
+use fetch::Plan;
+use flight::Shared;
 use index::IndexState;
 use origin::Origin;
 use pool::Pool;
 pub use prefetch::{Prefetch, PrefetchOptions, PrefetchProgress, Wish};
+use waiter::Waiter;
 
 /// Who asks. Lower values go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

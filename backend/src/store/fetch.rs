@@ -1,230 +1,32 @@
 //! From absent chunks to resident ones.
 //!
-//! A fetch becomes a [`Waiter`] and a job for a decode thread, which describes the chunks, looks whether an earlier run or another process left
-//! them in the cache, and joins or starts a [`Flight`] for each that is really absent. Flights that are neighbours
+//! A fetch becomes a `Waiter` and a job for a decode thread, which describes the chunks, looks whether an earlier run or another process left
+//! them in the cache, and joins or starts a `Flight` for each that is really absent. Flights that are neighbours
 //! in the blob travel as one request. A request is a task of the network runtime: it waits for admission, reads, hands each unit to a
 //! decode thread as soon as its last byte is there, and keeps trying while somebody waits. A decode thread decompresses and verifies
 //! in private memory, writes to the cache file, marks the chunk resident, and lands the flight.
 //!
-//! Who tells the waiters, whatever happens: a [`Claim`] is the duty to land a flight, and its `Drop` does it; a waiter
+//! Who tells the waiters, whatever happens: a `Claim` is the duty to land a flight, and its `Drop` does it; a waiter
 //! that is dropped says so; and a timer ends each at its deadline.
 
-use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
-use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
-use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
+use bytes::Bytes;
 
-use super::budget::{Permit, Ticket};
-use super::origin::Origin;
-use super::plan::{Group, Stored, merge};
-use super::{Blob, Completion, Engine, FetchError, Held, Priority};
-use crate::cache::CacheFiles;
-use crate::chunk::{BlobDescription, Chunk};
+use super::budget::Ticket;
+use super::flight::{Claim, Flight, Unit};
+use super::plan::{Group, merge};
+use super::request::{Assembly, request};
+use super::waiter::Waiter;
+use super::{Blob, Engine, FetchError, Priority};
+use crate::chunk::Chunk;
 use crate::codec::{self, Decoder};
-use crate::error::{CodecError, SourceError};
-use crate::metrics::BlobCounters;
-use crate::source::retry::Backoff;
+use crate::error::CodecError;
 
 /// Most bytes of one request, unless a single unit or the configured amplification is larger.
 const MAX_REQUEST: u64 = 4 << 20;
-/// Bytes of chunks that could not be cached, kept per blob for those who read them piece by piece.
-const MAX_RECENT: usize = 8 << 20;
-
-/// What views of the same blob from the same source and cache directory share.
-pub(crate) struct Shared {
-    pub(super) engine: Arc<Engine>,
-    pub(super) files: CacheFiles,
-    pub(super) origin: Arc<Origin>,
-    pub(super) counters: BlobCounters,
-    pub(super) id: String,
-    size: (u64, u32),
-    flights: Mutex<HashMap<FlightKey, Flight>>,
-    recent: Mutex<VecDeque<(FlightKey, Arc<[u8]>)>>,
-    /// The last chunk could not be written: fetch no more than what is asked for.
-    uncached: AtomicBool,
-}
-
-/// Chunk index and stamp. Views that mean different bytes by one index do not share a flight.
-type FlightKey = (u32, [u8; 32]);
-
-/// A chunk on its way.
-struct Flight {
-    waiters: Vec<(Arc<Waiter>, Arc<Blob>)>,
-    ticket: Arc<Ticket>,
-}
-
-impl Shared {
-    pub(super) fn new(
-        engine: Arc<Engine>,
-        files: CacheFiles,
-        origin: Arc<Origin>,
-        blob: &BlobDescription,
-    ) -> Self {
-        Self {
-            engine,
-            files,
-            origin,
-            counters: BlobCounters::default(),
-            id: blob.id.clone(),
-            size: (blob.uncompressed_size, blob.chunk_count),
-            flights: Mutex::default(),
-            recent: Mutex::default(),
-            uncached: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether a view with this description can share the files.
-    pub(super) fn fits(&self, blob: &BlobDescription) -> bool {
-        self.size == (blob.uncompressed_size, blob.chunk_count)
-    }
-
-    /// Removes a flight and returns who waits for it.
-    fn land(&self, key: &FlightKey) -> Vec<(Arc<Waiter>, Arc<Blob>)> {
-        self.flights
-            .lock()
-            .remove(key)
-            .map(|flight| flight.waiters)
-            .unwrap_or_default()
-    }
-
-    /// Keeps a chunk that could not be cached, for a while.
-    fn keep(&self, key: FlightKey, data: Arc<[u8]>) {
-        let mut recent = self.recent.lock();
-        recent.push_back((key, data));
-        let mut total: usize = recent.iter().map(|(_, data)| data.len()).sum();
-        while total > MAX_RECENT && recent.len() > 1 {
-            total -= recent.pop_front().map_or(0, |(_, data)| data.len());
-        }
-    }
-
-    fn kept(&self, key: &FlightKey) -> Option<Arc<[u8]>> {
-        let recent = self.recent.lock();
-        recent
-            .iter()
-            .find(|(kept, _)| kept == key)
-            .map(|(_, data)| Arc::clone(data))
-    }
-}
-
-/// Somebody who asked for chunks. Told exactly once.
-pub(crate) struct Waiter {
-    blob_id: String,
-    pending: Mutex<Option<Pending>>,
-}
-
-struct Pending {
-    remaining: usize,
-    held: Held,
-    last_error: Option<String>,
-    timer: Option<AbortHandle>,
-    done: Completion,
-}
-
-impl Waiter {
-    pub(super) fn new(blob_id: &str, remaining: usize, done: Completion) -> Arc<Self> {
-        let pending = Pending {
-            remaining,
-            held: Held::default(),
-            last_error: None,
-            timer: None,
-            done,
-        };
-        Arc::new(Self {
-            blob_id: blob_id.to_owned(),
-            pending: Mutex::new(Some(pending)),
-        })
-    }
-
-    /// Starts the timer that ends the wait at `deadline`.
-    pub(super) fn limit(self: &Arc<Self>, runtime: &Handle, deadline: Instant) {
-        let waiter = Arc::downgrade(self);
-        let started = Instant::now();
-        let timer = runtime.spawn(async move {
-            tokio::time::sleep_until(deadline.into()).await;
-            if let Some(waiter) = waiter.upgrade() {
-                waiter.time_out(started.elapsed());
-            }
-        });
-        match &mut *self.pending.lock() {
-            Some(pending) => pending.timer = Some(timer.abort_handle()),
-            None => timer.abort(),
-        }
-    }
-
-    pub(super) fn live(&self) -> bool {
-        self.pending.lock().is_some()
-    }
-
-    /// One of the chunks is there.
-    fn arrived(&self, index: u32, held: Option<Arc<[u8]>>) {
-        let mut slot = self.pending.lock();
-        let Some(pending) = slot.as_mut() else { return };
-        if let Some(data) = held {
-            pending.held.chunks.push((index, data));
-        }
-        pending.remaining = pending.remaining.saturating_sub(1);
-        if pending.remaining > 0 {
-            return;
-        }
-        let finished = slot.take();
-        drop(slot);
-        if let Some(mut finished) = finished {
-            let held = std::mem::take(&mut finished.held);
-            finished.finish(Ok(held));
-        }
-    }
-
-    /// Remembers why it takes so long.
-    pub(super) fn note(&self, error: &str) {
-        if let Some(pending) = self.pending.lock().as_mut() {
-            pending.last_error = Some(error.to_owned());
-        }
-    }
-
-    pub(super) fn fail(&self, error: FetchError) {
-        let pending = self.pending.lock().take();
-        if let Some(pending) = pending {
-            pending.finish(Err(error));
-        }
-    }
-
-    fn time_out(&self, waited: Duration) {
-        let pending = self.pending.lock().take();
-        if let Some(pending) = pending {
-            let last = pending.last_error.as_deref().unwrap_or("no answer yet");
-            let reason = format!("not there after {:.1} s: {last}", waited.as_secs_f64());
-            let error = FetchError {
-                blob_id: self.blob_id.clone(),
-                reason,
-                timed_out: true,
-            };
-            pending.finish(Err(error));
-        }
-    }
-}
-
-impl Pending {
-    fn finish(self, outcome: Result<Held, FetchError>) {
-        if let Some(timer) = &self.timer {
-            timer.abort();
-        }
-        (self.done)(outcome);
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(pending) = self.pending.get_mut().take() {
-            pending.finish(Err(FetchError::new(&self.blob_id, "the store gave the fetch up")));
-        }
-    }
-}
 
 /// A fetch, before it is planned.
 pub(super) struct Plan {
@@ -233,124 +35,6 @@ pub(super) struct Plan {
     /// Whether to bring neighbours along.
     pub(super) extend: bool,
     pub(super) waiter: Arc<Waiter>,
-}
-
-/// The duty to land a flight.
-struct Claim {
-    blob: Arc<Blob>,
-    key: FlightKey,
-    landed: bool,
-}
-
-impl Claim {
-    /// The chunk is resident.
-    fn resident(mut self) {
-        self.landed = true;
-        self.blob.residency.insert(self.key.0);
-        for (waiter, blob) in self.blob.shared.land(&self.key) {
-            blob.residency.insert(self.key.0);
-            waiter.arrived(self.key.0, None);
-        }
-    }
-
-    /// The chunk is good, but could not be cached.
-    fn held(mut self, data: &Arc<[u8]>) {
-        self.landed = true;
-        for (waiter, _) in self.blob.shared.land(&self.key) {
-            waiter.arrived(self.key.0, Some(Arc::clone(data)));
-        }
-    }
-
-    fn fail(mut self, reason: impl std::fmt::Display) {
-        self.landed = true;
-        let error = FetchError::new(&self.blob.shared.id, format!("chunk {}: {reason}", self.key.0));
-        for (waiter, _) in self.blob.shared.land(&self.key) {
-            waiter.fail(error.clone());
-        }
-    }
-
-    /// Lands the flight if nobody waits for it any more.
-    fn abandoned(&mut self) -> bool {
-        let mut flights = self.blob.shared.flights.lock();
-        let Some(flight) = flights.get_mut(&self.key) else {
-            return true;
-        };
-        flight.waiters.retain(|(waiter, _)| waiter.live());
-        if flight.waiters.is_empty() {
-            self.landed = true;
-            flights.remove(&self.key);
-        }
-        self.landed
-    }
-
-    fn wanted(&self) -> bool {
-        let flights = self.blob.shared.flights.lock();
-        flights
-            .get(&self.key)
-            .is_some_and(|flight| flight.waiters.iter().any(|(waiter, _)| waiter.live()))
-    }
-
-    fn note(&self, error: &str) {
-        if let Some(flight) = self.blob.shared.flights.lock().get(&self.key) {
-            flight.waiters.iter().for_each(|(waiter, _)| waiter.note(error));
-        }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if !self.landed {
-            let error = FetchError::new(&self.blob.shared.id, format!("chunk {}: given up", self.key.0));
-            for (waiter, _) in self.blob.shared.land(&self.key) {
-                waiter.fail(error.clone());
-            }
-        }
-    }
-}
-
-/// What is stored as one piece, with the chunks in it that are to be made resident; never empty.
-struct Unit {
-    chunks: Vec<(Chunk, Claim)>,
-    range: Range<u64>,
-    /// It was already fetched once and found to be damaged.
-    damaged: bool,
-}
-
-impl Stored for Unit {
-    fn range(&self) -> Range<u64> {
-        self.range.clone()
-    }
-}
-
-impl Unit {
-    fn new(chunk: Chunk, claim: Claim) -> Self {
-        let range = chunk.compressed_offset..chunk.compressed_offset + u64::from(chunk.compressed_size);
-        Self {
-            chunks: vec![(chunk, claim)],
-            range,
-            damaged: false,
-        }
-    }
-
-    fn decoded_size(&self) -> u64 {
-        self.chunks
-            .iter()
-            .map(|(chunk, _)| u64::from(chunk.uncompressed_size))
-            .sum()
-    }
-
-    fn wanted(&self) -> bool {
-        self.chunks.iter().any(|(_, claim)| claim.wanted())
-    }
-
-    /// Lands all flights if nobody waits for any of them.
-    fn abandoned(&mut self) -> bool {
-        if self.wanted() {
-            return false;
-        }
-        self.chunks.retain_mut(|(_, claim)| !claim.abandoned());
-        self.chunks.is_empty()
-    }
 }
 
 impl Blob {
@@ -615,7 +299,13 @@ impl Blob {
     }
 
     /// Decodes and verifies a unit, and lands its flights.
-    fn settle(self: &Arc<Self>, decoder: &mut Decoder, unit: Unit, stored: Bytes, ticket: &Arc<Ticket>) {
+    pub(super) fn settle(
+        self: &Arc<Self>,
+        decoder: &mut Decoder,
+        unit: Unit,
+        stored: Bytes,
+        ticket: &Arc<Ticket>,
+    ) {
         let Unit {
             chunks,
             range,
@@ -691,174 +381,4 @@ impl Blob {
             }
         }
     }
-}
-
-/// The answer to a request, on its way in.
-struct Assembly {
-    segments: VecDeque<Group<Unit>>,
-    buffer: BytesMut,
-    /// Where in the blob the next byte to arrive lies.
-    at: u64,
-}
-
-impl Assembly {
-    fn new(group: Group<Unit>) -> Self {
-        let at = group.range.start;
-        // Units that overlap are decoded from one segment, others as soon as they are complete.
-        let mut segments: VecDeque<Group<Unit>> = VecDeque::new();
-        for unit in group.units {
-            let range = unit.range();
-            match segments.back_mut() {
-                Some(last) if range.start < last.range.end => {
-                    last.range.end = last.range.end.max(range.end);
-                    last.units.push(unit);
-                }
-                _ => segments.push_back(Group {
-                    range,
-                    units: vec![unit],
-                }),
-            }
-        }
-        Self {
-            segments,
-            buffer: BytesMut::new(),
-            at,
-        }
-    }
-
-    /// What is missing.
-    fn range(&self) -> Range<u64> {
-        self.at..self.segments.back().map_or(self.at, |last| last.range.end)
-    }
-
-    /// Memory that it takes from request to cache.
-    fn cost(&self) -> u64 {
-        let decoded: u64 = self
-            .segments
-            .iter()
-            .flat_map(|segment| &segment.units)
-            .map(Unit::decoded_size)
-            .sum();
-        let range = self.range();
-        range.end - range.start + decoded
-    }
-
-    /// Takes the next bytes; returns the segments that they complete.
-    fn push(&mut self, bytes: &[u8]) -> Vec<(Group<Unit>, Bytes)> {
-        let mut complete = Vec::new();
-        self.buffer.extend_from_slice(bytes);
-        self.at += bytes.len() as u64;
-        while let Some(segment) = self.segments.pop_front_if(|segment| segment.range.end <= self.at) {
-            let size = (segment.range.end - segment.range.start) as usize;
-            let stored = self.buffer.split_to(size.min(self.buffer.len())).freeze();
-            complete.push((segment, stored));
-        }
-        complete
-    }
-
-    /// Gives up what nobody waits for any more, at both ends.
-    fn shrink(&mut self) {
-        let idle = |segment: &mut Group<Unit>| {
-            segment.units.retain_mut(|unit| !unit.abandoned());
-            segment.units.is_empty()
-        };
-        let started = self
-            .segments
-            .front()
-            .map_or(self.at, |segment| segment.range.start);
-        while self.segments.pop_front_if(idle).is_some() {}
-        while self.segments.pop_back_if(idle).is_some() {}
-        match self.segments.front() {
-            Some(segment) if segment.range.start == started => {}
-            front => {
-                self.buffer.clear();
-                self.at = front.map_or(self.at, |segment| segment.range.start);
-            }
-        }
-    }
-
-    fn units(&self) -> impl Iterator<Item = &Unit> {
-        self.segments.iter().flat_map(|segment| &segment.units)
-    }
-
-    fn fail(self, reason: &str) {
-        for unit in self.segments.into_iter().flat_map(|segment| segment.units) {
-            unit.chunks.into_iter().for_each(|(_, claim)| claim.fail(reason));
-        }
-    }
-}
-
-/// Reads what an assembly lacks, as long as somebody waits for it.
-async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc<Ticket>) {
-    let shared = Arc::clone(&blob.shared);
-    let mut backoff = Backoff::default();
-    let started = Instant::now();
-    loop {
-        let Some(permit) = shared
-            .engine
-            .budget
-            .enter(shared.origin.lane, &ticket, assembly.cost())
-            .await
-        else {
-            return;
-        };
-        if !assembly.units().any(Unit::wanted) {
-            assembly.shrink();
-            if assembly.segments.is_empty() {
-                return;
-            }
-        }
-        let before = assembly.at;
-        let Err(error) = attempt(&blob, &mut assembly, &ticket, permit, backoff.attempts() > 0).await else {
-            return;
-        };
-        if assembly.at > before {
-            backoff.reset();
-        }
-        let pause = backoff.after(&error);
-        let spent = started.elapsed().as_secs_f64();
-        let reason = format!("{error} (attempt {}, {spent:.1} s)", backoff.attempts());
-        tracing::debug!(blob = %shared.id, %reason, "request failed");
-        assembly
-            .units()
-            .flat_map(|unit| &unit.chunks)
-            .for_each(|(_, claim)| claim.note(&reason));
-        let Some(pause) = pause else {
-            return assembly.fail(&reason);
-        };
-        assembly.shrink();
-        if assembly.segments.is_empty() {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// One attempt. Segments go to the decode threads as they become complete.
-async fn attempt(
-    blob: &Arc<Blob>,
-    assembly: &mut Assembly,
-    ticket: &Arc<Ticket>,
-    permit: Permit,
-    retry: bool,
-) -> Result<(), SourceError> {
-    let permit = Arc::new(permit);
-    let shared = &blob.shared;
-    let range = assembly.range();
-    let mut sink = |bytes: Bytes| {
-        for (segment, stored) in assembly.push(&bytes) {
-            let (blob, ticket, permit) = (Arc::clone(blob), Arc::clone(ticket), Arc::clone(&permit));
-            let priority = ticket.priority();
-            let job = move |decoder: &mut Decoder| {
-                for unit in segment.units {
-                    let from = (unit.range.start - segment.range.start) as usize;
-                    let to = (unit.range.end - segment.range.start) as usize;
-                    blob.settle(decoder, unit, stored.slice(from..to), &ticket);
-                }
-                drop(permit);
-            };
-            shared.engine.pool.push(priority, Box::new(job));
-        }
-    };
-    shared.origin.read(&shared.id, range, retry, &mut sink).await
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::fetch::{Plan, Waiter};
+use super::fetch::Plan;
+use super::waiter::Waiter;
 use super::{Blob, FetchError, Priority, Store};
 
 /// A fetch of a prefetch is given up after so long.

@@ -1,0 +1,187 @@
+//! A request: a task of the network runtime that reads a range and hands each unit to a decode thread as soon as its last byte is
+//! there, and keeps trying while somebody waits.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::Blob;
+use super::budget::{Permit, Ticket};
+use super::flight::Unit;
+use super::plan::{Group, Stored};
+use crate::codec::Decoder;
+use crate::error::SourceError;
+use crate::source::retry::Backoff;
+
+/// The answer to a request, on its way in.
+pub(super) struct Assembly {
+    segments: VecDeque<Group<Unit>>,
+    buffer: BytesMut,
+    /// Where in the blob the next byte to arrive lies.
+    at: u64,
+}
+
+impl Assembly {
+    pub(super) fn new(group: Group<Unit>) -> Self {
+        let at = group.range.start;
+        // Units that overlap are decoded from one segment, others as soon as they are complete.
+        let mut segments: VecDeque<Group<Unit>> = VecDeque::new();
+        for unit in group.units {
+            let range = unit.range();
+            match segments.back_mut() {
+                Some(last) if range.start < last.range.end => {
+                    last.range.end = last.range.end.max(range.end);
+                    last.units.push(unit);
+                }
+                _ => segments.push_back(Group {
+                    range,
+                    units: vec![unit],
+                }),
+            }
+        }
+        Self {
+            segments,
+            buffer: BytesMut::new(),
+            at,
+        }
+    }
+
+    /// What is missing.
+    fn range(&self) -> Range<u64> {
+        self.at..self.segments.back().map_or(self.at, |last| last.range.end)
+    }
+
+    /// Memory that it takes from request to cache.
+    fn cost(&self) -> u64 {
+        let decoded: u64 = self
+            .segments
+            .iter()
+            .flat_map(|segment| &segment.units)
+            .map(Unit::decoded_size)
+            .sum();
+        let range = self.range();
+        range.end - range.start + decoded
+    }
+
+    /// Takes the next bytes; returns the segments that they complete.
+    fn push(&mut self, bytes: &[u8]) -> Vec<(Group<Unit>, Bytes)> {
+        let mut complete = Vec::new();
+        self.buffer.extend_from_slice(bytes);
+        self.at += bytes.len() as u64;
+        while let Some(segment) = self.segments.pop_front_if(|segment| segment.range.end <= self.at) {
+            let size = (segment.range.end - segment.range.start) as usize;
+            let stored = self.buffer.split_to(size.min(self.buffer.len())).freeze();
+            complete.push((segment, stored));
+        }
+        complete
+    }
+
+    /// Gives up what nobody waits for any more, at both ends.
+    fn shrink(&mut self) {
+        let idle = |segment: &mut Group<Unit>| {
+            segment.units.retain_mut(|unit| !unit.abandoned());
+            segment.units.is_empty()
+        };
+        let started = self
+            .segments
+            .front()
+            .map_or(self.at, |segment| segment.range.start);
+        while self.segments.pop_front_if(idle).is_some() {}
+        while self.segments.pop_back_if(idle).is_some() {}
+        match self.segments.front() {
+            Some(segment) if segment.range.start == started => {}
+            front => {
+                self.buffer.clear();
+                self.at = front.map_or(self.at, |segment| segment.range.start);
+            }
+        }
+    }
+
+    fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.segments.iter().flat_map(|segment| &segment.units)
+    }
+
+    fn fail(self, reason: &str) {
+        for unit in self.segments.into_iter().flat_map(|segment| segment.units) {
+            unit.chunks.into_iter().for_each(|(_, claim)| claim.fail(reason));
+        }
+    }
+}
+
+/// Reads what an assembly lacks, as long as somebody waits for it.
+pub(super) async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc<Ticket>) {
+    let shared = Arc::clone(&blob.shared);
+    let mut backoff = Backoff::default();
+    let started = Instant::now();
+    loop {
+        let Some(permit) = shared
+            .engine
+            .budget
+            .enter(shared.origin.lane, &ticket, assembly.cost())
+            .await
+        else {
+            return;
+        };
+        if !assembly.units().any(Unit::wanted) {
+            assembly.shrink();
+            if assembly.segments.is_empty() {
+                return;
+            }
+        }
+        let before = assembly.at;
+        let Err(error) = attempt(&blob, &mut assembly, &ticket, permit, backoff.attempts() > 0).await else {
+            return;
+        };
+        if assembly.at > before {
+            backoff.reset();
+        }
+        let pause = backoff.after(&error);
+        let spent = started.elapsed().as_secs_f64();
+        let reason = format!("{error} (attempt {}, {spent:.1} s)", backoff.attempts());
+        tracing::debug!(blob = %shared.id, %reason, "request failed");
+        assembly
+            .units()
+            .flat_map(|unit| &unit.chunks)
+            .for_each(|(_, claim)| claim.note(&reason));
+        let Some(pause) = pause else {
+            return assembly.fail(&reason);
+        };
+        assembly.shrink();
+        if assembly.segments.is_empty() {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// One attempt. Segments go to the decode threads as they become complete.
+async fn attempt(
+    blob: &Arc<Blob>,
+    assembly: &mut Assembly,
+    ticket: &Arc<Ticket>,
+    permit: Permit,
+    retry: bool,
+) -> Result<(), SourceError> {
+    let permit = Arc::new(permit);
+    let shared = &blob.shared;
+    let range = assembly.range();
+    let mut sink = |bytes: Bytes| {
+        for (segment, stored) in assembly.push(&bytes) {
+            let (blob, ticket, permit) = (Arc::clone(blob), Arc::clone(ticket), Arc::clone(&permit));
+            let priority = ticket.priority();
+            let job = move |decoder: &mut Decoder| {
+                for unit in segment.units {
+                    let from = (unit.range.start - segment.range.start) as usize;
+                    let to = (unit.range.end - segment.range.start) as usize;
+                    blob.settle(decoder, unit, stored.slice(from..to), &ticket);
+                }
+                drop(permit);
+            };
+            shared.engine.pool.push(priority, Box::new(job));
+        }
+    };
+    shared.origin.read(&shared.id, range, retry, &mut sink).await
+}

@@ -1,0 +1,124 @@
+//! Somebody who asked for chunks: told exactly once, by the last chunk, the first failure or the timer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+
+use super::{Completion, FetchError, Held};
+
+/// Somebody who asked for chunks. Told exactly once.
+pub(crate) struct Waiter {
+    blob_id: String,
+    pending: Mutex<Option<Pending>>,
+}
+
+struct Pending {
+    remaining: usize,
+    held: Held,
+    last_error: Option<String>,
+    timer: Option<AbortHandle>,
+    done: Completion,
+}
+
+impl Waiter {
+    pub(super) fn new(blob_id: &str, remaining: usize, done: Completion) -> Arc<Self> {
+        let pending = Pending {
+            remaining,
+            held: Held::default(),
+            last_error: None,
+            timer: None,
+            done,
+        };
+        Arc::new(Self {
+            blob_id: blob_id.to_owned(),
+            pending: Mutex::new(Some(pending)),
+        })
+    }
+
+    /// Starts the timer that ends the wait at `deadline`.
+    pub(super) fn limit(self: &Arc<Self>, runtime: &Handle, deadline: Instant) {
+        let waiter = Arc::downgrade(self);
+        let started = Instant::now();
+        let timer = runtime.spawn(async move {
+            tokio::time::sleep_until(deadline.into()).await;
+            if let Some(waiter) = waiter.upgrade() {
+                waiter.time_out(started.elapsed());
+            }
+        });
+        match &mut *self.pending.lock() {
+            Some(pending) => pending.timer = Some(timer.abort_handle()),
+            None => timer.abort(),
+        }
+    }
+
+    pub(super) fn live(&self) -> bool {
+        self.pending.lock().is_some()
+    }
+
+    /// One of the chunks is there.
+    pub(super) fn arrived(&self, index: u32, held: Option<Arc<[u8]>>) {
+        let mut slot = self.pending.lock();
+        let Some(pending) = slot.as_mut() else { return };
+        if let Some(data) = held {
+            pending.held.chunks.push((index, data));
+        }
+        pending.remaining = pending.remaining.saturating_sub(1);
+        if pending.remaining > 0 {
+            return;
+        }
+        let finished = slot.take();
+        drop(slot);
+        if let Some(mut finished) = finished {
+            let held = std::mem::take(&mut finished.held);
+            finished.finish(Ok(held));
+        }
+    }
+
+    /// Remembers why it takes so long.
+    pub(super) fn note(&self, error: &str) {
+        if let Some(pending) = self.pending.lock().as_mut() {
+            pending.last_error = Some(error.to_owned());
+        }
+    }
+
+    pub(super) fn fail(&self, error: FetchError) {
+        let pending = self.pending.lock().take();
+        if let Some(pending) = pending {
+            pending.finish(Err(error));
+        }
+    }
+
+    pub(super) fn time_out(&self, waited: Duration) {
+        let pending = self.pending.lock().take();
+        if let Some(pending) = pending {
+            let last = pending.last_error.as_deref().unwrap_or("no answer yet");
+            let reason = format!("not there after {:.1} s: {last}", waited.as_secs_f64());
+            let error = FetchError {
+                blob_id: self.blob_id.clone(),
+                reason,
+                timed_out: true,
+            };
+            pending.finish(Err(error));
+        }
+    }
+}
+
+impl Pending {
+    pub(super) fn finish(self, outcome: Result<Held, FetchError>) {
+        if let Some(timer) = &self.timer {
+            timer.abort();
+        }
+        (self.done)(outcome);
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(pending) = self.pending.get_mut().take() {
+            pending.finish(Err(FetchError::new(&self.blob_id, "the store gave the fetch up")));
+        }
+    }
+}
