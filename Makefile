@@ -25,6 +25,12 @@ RUN_TESTS = $(CARGO) test
 ONLY_IGNORED = -- --ignored
 endif
 
+# Guests need root on the host: their trees have device nodes, their writable layers trusted attributes.
+ifneq ($(shell id -u),0)
+AS_ROOT := sudo
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
+endif
+
 .PHONY: help
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,7 +43,7 @@ build: packages-build ## Build rafsd and rafs, optimised, into target/release
 demo: packages-build packages-guest ## Show a guest running a program from a lazily loaded image, against downloading it first
 	$(CARGO) build --release --bins
 	$(CARGO) build --release --package rafsd-guest --bin demo
-	$(RELEASE)/demo
+	$(AS_ROOT) $(RELEASE)/demo
 
 .PHONY: test
 test: packages-build packages-guest ## Check formatting and lints and run all tests, with real guests (10 minutes on two cores)
@@ -47,7 +53,11 @@ test: packages-build packages-guest ## Check formatting and lints and run all te
 
 .PHONY: test-guest-full
 test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
-	$(RUN_TESTS) --package rafsd --package rafsd-guest $(ONLY_IGNORED)
+	$(RUN_TESTS) --package rafsd --test 'guest_lifecycle' $(ONLY_IGNORED)
+
+.PHONY: soak
+soak: packages-build packages-guest ## Let containers come and go in one sandbox for RAFSD_SOAK_MINUTES (10)
+	$(CARGO) test --release --package rafsd --test guest_soak -- --ignored --nocapture
 
 .PHONY: peers
 peers: packages-build ## Build virtiofsd and nydusd, which benchmarks compare with, into target/peers
@@ -61,6 +71,7 @@ install: build ## Install rafsd and rafs below PREFIX (/usr/local)
 
 .PHONY: clean
 clean: ## Remove all that was built, with the prepared guests
+	$(AS_ROOT) rm -rf target/guest
 	rm -rf target
 
 .PHONY: packages

@@ -4,6 +4,7 @@
 //! * [`check`]: whether all of an image is there and right.
 //! * [`inspect`]: what an image says of itself.
 //! * [`serve`]: image directories as a read-only OCI registry, with faults on demand.
+//! * [`unpack`]: an image becomes a directory or a tar again.
 //! * `blobs`: chunks from a directory of blobs, verified.
 //! * `progress`: a bar on a terminal, nothing elsewhere.
 //!
@@ -15,6 +16,7 @@ pub mod check;
 pub mod inspect;
 mod progress;
 pub mod serve;
+pub mod unpack;
 
 use std::process::ExitCode;
 
@@ -37,6 +39,8 @@ enum Command {
     Check(check::Arguments),
     /// Show superblock and blobs of an image, or what is at a path.
     Inspect(inspect::Arguments),
+    /// Make a directory or a tar of an image.
+    Unpack(unpack::Arguments),
     /// Serve images as a read-only OCI registry.
     Serve(serve::Arguments),
 }
@@ -48,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Unpack(arguments) => unpack::run(&arguments),
         Command::Serve(arguments) => serve::run(arguments),
     };
     match outcome {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::inode::FdBudget;
+use crate::xattr_rules::XattrRules;
 
 /// Time-out of cached entries and attributes where the guest is told to keep them "for ever".
 const LONG: Duration = Duration::from_secs(86_400);
@@ -81,6 +82,8 @@ pub struct Options {
     pub cache: CachePolicy,
     /// Serve extended attributes. Off: every request for one is answered EOPNOTSUPP.
     pub xattr: bool,
+    /// Names under which the host stores the guest's attributes; `None`: their own.
+    pub xattr_rules: Option<Arc<XattrRules>>,
     /// Serve POSIX ACLs: asks for them, and for unmasked modes, at INIT. Needs `xattr`.
     pub posix_acl: bool,
     /// Honour O_DIRECT of a guest's open. Off: the flag is dropped.
@@ -109,6 +112,7 @@ impl Options {
             read_only: false,
             cache: CachePolicy::default(),
             xattr: true,
+            xattr_rules: None,
             posix_acl: false,
             allow_direct_io: false,
             writeback: false,

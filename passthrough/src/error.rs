@@ -17,6 +17,9 @@ pub enum Error {
     /// `/proc/self/fd` is missing or is not a proc file system; files cannot be reopened without it.
     #[error("/proc/self/fd is not usable")]
     Proc(#[source] io::Error),
+    /// The thread that serves waiting locks cannot be started.
+    #[error("cannot start a thread for locks")]
+    Thread(#[source] io::Error),
     /// The host kernel lacks a system call that confinement rests on.
     #[error("the host kernel does not offer {call}")]
     Kernel {

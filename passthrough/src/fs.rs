@@ -13,11 +13,13 @@ mod attr;
 mod create;
 mod dir;
 mod file;
+mod locks;
 mod lookup;
 mod names;
 mod ops;
 mod xattr;
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use crate::error::Error;
 use crate::handle::HandleTable;
 use crate::ino::InodeNumbers;
 use crate::inode::{FdBudget, Inode, InodeTable};
+use crate::lock::{LockThread, Locks};
 use crate::proc::ProcFd;
 use crate::sys::errno;
 use lookup::Seen;
@@ -54,6 +57,10 @@ pub struct PassthroughFs {
     numbers: InodeNumbers,
     proc: Arc<ProcFd>,
     budget: Arc<FdBudget>,
+    locks: Arc<Locks>,
+    _lock_thread: Option<LockThread>,
+    /// What the host calls file capabilities, if it is to know nothing of them.
+    stored_capability: Option<CString>,
     /// The root opened for reading, for system calls that refuse O_PATH descriptors.
     root_directory: OwnedFd,
 }
@@ -64,7 +71,7 @@ impl PassthroughFs {
     /// # Errors
     ///
     /// [`Error::Root`] if the root is not a directory that can be opened, [`Error::Proc`] if `/proc/self/fd` is not
-    /// usable, [`Error::Kernel`] if the host kernel is older than 5.8.
+    /// usable, [`Error::Kernel`] if the host kernel is older than 5.8, [`Error::Thread`].
     pub fn new(options: Options) -> Result<Self, Error> {
         let root_error = |source: io::Error| Error::Root {
             path: options.root.clone(),
@@ -93,6 +100,17 @@ impl PassthroughFs {
             call: "statx with STATX_MNT_ID",
             source: errno(libc::ENOSYS),
         })?;
+        let locks = Arc::new(Locks::new(proc.clone(), budget.clone(), options.read_only));
+        let lock_thread = options
+            .locks
+            .then(|| LockThread::start(locks.clone()))
+            .transpose()
+            .map_err(Error::Thread)?;
+        let stored_capability = options
+            .xattr_rules
+            .as_ref()
+            .filter(|_| options.xattr)
+            .and_then(|rules| rules.stored_capability());
         Ok(PassthroughFs {
             numbers: InodeNumbers::new(key.device),
             inodes: InodeTable::new(root, key, proc.clone(), budget.clone(), options.inode_files),
@@ -100,6 +118,9 @@ impl PassthroughFs {
             negotiated: AtomicU64::new(0),
             proc,
             budget,
+            locks,
+            _lock_thread: lock_thread,
+            stored_capability,
             root_directory,
             options,
         })
@@ -175,6 +196,7 @@ impl PassthroughFs {
 
     /// Drops every node but the root and closes every handle: the guest is gone or starts afresh.
     fn reset(&self) {
+        self.locks.clear();
         self.handles.clear();
         self.inodes.clear();
     }

@@ -10,7 +10,9 @@
 //! | `fs` | [`PassthroughFs`], one file per family of operations below it |
 //! | `inode` | node ids, their host files (by handle, within [`FdBudget`]) and their lookup counts |
 //! | `handle` | open files and directories |
+//! | `lock` | record locks and flock, waiting included |
 //! | `watch` | letting go of what the host unmounts |
+//! | `xattr_rules` | attribute names of the guest and of the host |
 //! | `ino` | inode numbers that stay unique over several host devices |
 //! | `proc` | reaching the file behind a descriptor |
 //! | `name` | the only type of name that reaches a system call |
@@ -25,14 +27,18 @@ mod fs;
 mod handle;
 mod ino;
 mod inode;
+mod lock;
 mod name;
 mod proc;
 mod sys;
 mod watch;
+mod xattr_rules;
 
 pub use config::{CachePolicy, InodeFiles, Options};
 pub use credentials::prepare_thread;
 pub use error::Error;
 pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};
 pub use inode::FdBudget;
+pub use lock::{LockDone, LockWait};
 pub use watch::MountWatcher;
+pub use xattr_rules::{XattrRules, XattrRulesError};

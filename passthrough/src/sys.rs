@@ -147,6 +147,24 @@ impl FileReadWriteVolatile for Transfer<'_> {
     }
 }
 
+/// What a lock request is about: a byte range, or for `l_len` 0 everything from `l_start` on.
+pub(crate) fn range_lock(kind: i32, start: i64, len: i64) -> libc::flock64 {
+    // SAFETY: the struct consists of integers only, for which all-zero bytes are a value.
+    let mut lock: libc::flock64 = unsafe { MaybeUninit::zeroed().assume_init() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = start;
+    lock.l_len = len;
+    lock
+}
+
+/// One of `F_OFD_GETLK`, `F_OFD_SETLK`, `F_OFD_SETLKW` on `file`.
+pub(crate) fn ofd_lock(file: BorrowedFd<'_>, command: i32, lock: &mut libc::flock64) -> io::Result<()> {
+    // SAFETY: the three commands read and write one flock64, which is exclusively ours for the call.
+    length(unsafe { libc::fcntl(file.as_raw_fd(), command, lock as *mut libc::flock64) } as libc::ssize_t)
+        .map(drop)
+}
+
 /// An ioctl whose argument is a structure of `argument.len()` bytes that the kernel reads, writes, or both.
 ///
 /// `request` must be one of the constants below: their sizes are what makes the call sound.

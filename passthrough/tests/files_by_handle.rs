@@ -1,7 +1,12 @@
 //! Nodes kept by file handle, within a budget of descriptors.
 //!
 //! Descriptors are counted for the whole process, so tests here take turns.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod common;
 

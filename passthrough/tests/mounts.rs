@@ -1,7 +1,12 @@
 //! Mounts of the host below the share: they appear, keep their restrictions, and are let go of.
 //!
 //! Each test has a mount namespace of its own; what it mounts is seen by its thread alone.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod common;
 

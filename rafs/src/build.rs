@@ -9,7 +9,7 @@
 //! * `scan`: reads a directory of the host.
 //! * `pipeline`: reads file data, digests and compresses chunks on all cores, in a fixed order.
 //! * `chunks`, `blob`: which chunk is stored where; the blob file.
-//! * `v6`: the bootstrap.
+//! * `v5`, `v6`: the bootstrap in either format.
 //! * `output`: files that appear complete or not at all.
 //!
 //! The same tree and options give the same bytes, whatever the number of cores: entries are sorted, chunks are
@@ -23,6 +23,7 @@ mod output;
 mod pipeline;
 mod scan;
 mod tree;
+mod v5;
 mod v6;
 mod xattr;
 
@@ -95,9 +96,6 @@ impl Options {
                 self.chunk_size
             )));
         }
-        if self.version == FsVersion::V5 {
-            return Err(BuildError::Options("RAFS v5 images cannot be built".into()));
-        }
         Ok(())
     }
 
@@ -139,6 +137,17 @@ pub trait Progress: Sync {
 
 /// Nobody is told.
 impl Progress for () {}
+
+/// What a bootstrap is made of.
+struct Parts<'b> {
+    tree: &'b Tree,
+    chunks: &'b ChunkTable,
+    blobs: &'b [BlobEntry],
+    flags: u64,
+    chunk_size: u32,
+    /// Inodes to prefetch, in order.
+    prefetch: &'b [InodeId],
+}
 
 /// What was built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,14 +216,18 @@ pub fn build_directory(
         },
     )?;
     let entry = blob.finish()?;
-    let bootstrap = v6::write(&v6::Input {
+    let parts = Parts {
         tree: &tree,
         chunks: &chunks,
         blobs: entry.as_slice(),
         flags: options.flags(&tree),
         chunk_size: options.chunk_size,
         prefetch: &[],
-    })?;
+    };
+    let bootstrap = match options.version {
+        FsVersion::V5 => v5::write(&parts, options.digester)?,
+        FsVersion::V6 => v6::write(&parts)?,
+    };
     let path = output.join("bootstrap");
     let file = TemporaryFile::create_in(output)?;
     file.file()

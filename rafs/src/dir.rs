@@ -58,7 +58,7 @@ impl Image {
         check_directory(dir)?;
         match self.superblock.format {
             Format::V5 { inode_table, .. } => v5::lookup(self, inode_table, dir, name),
-            Format::V6 { block_bits, .. } => v6::lookup(self, block_bits, dir, name),
+            Format::V6 { .. } => v6::lookup(self, dir, name),
         }
     }
 
@@ -74,6 +74,14 @@ impl Image {
         match self.superblock.format {
             Format::V5 { inode_table, .. } => v5::list(self, inode_table, dir, cookie, visit),
             Format::V6 { block_bits, .. } => v6::list(self, block_bits, dir, cookie, visit),
+        }
+    }
+
+    /// Whether names of one directory have consecutive numbers (v6; v5 stores the order itself).
+    pub(crate) fn is_numbered(&self) -> Result<bool, Damaged> {
+        match self.superblock.format {
+            Format::V5 { .. } => Ok(false),
+            Format::V6 { .. } => v6::is_numbered(self, &self.inode(self.root())?),
         }
     }
 

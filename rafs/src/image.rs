@@ -16,6 +16,8 @@ pub(crate) struct Image {
     pub(crate) superblock: Superblock,
     /// Owner of everything, when the image stores none.
     pub(crate) owner: Option<(u32, u32)>,
+    /// Names of one directory have consecutive inode numbers.
+    pub(crate) numbered: bool,
 }
 
 impl Image {
@@ -33,12 +35,15 @@ impl Image {
                 rustix::process::getegid().as_raw(),
             )
         });
-        let image = Self {
+        let mut image = Self {
             bootstrap,
             superblock,
             owner,
+            numbered: false,
         };
         image.check_root()?;
+        // Whatever is wrong with the root shows when it is used.
+        image.numbered = image.is_numbered().unwrap_or(true);
         Ok(image)
     }
 

@@ -1,7 +1,7 @@
 //! Inodes: decoded from the bootstrap on every use, checked as far as one inode allows.
 
 pub(crate) mod v5;
-mod v6;
+pub(crate) mod v6;
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
 
@@ -215,5 +215,3 @@ impl Image {
         Ok(())
     }
 }
-
-pub(crate) use v6::data_block;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use backend::chunk::{Compression, Digester};
-use rafsd_rafs::build::{BuildError, Options, Report, build_directory};
+use rafsd_rafs::build::{BuildError, FsVersion, Options, Report, build_directory};
 use tempfile::TempDir;
 
 fn build(source: &Path, output: &Path, options: &Options) -> Report {
@@ -333,20 +333,30 @@ fn fixture_tree(name: &str, directory: &Path) -> Option<(PathBuf, PathBuf)> {
     Some((shared, tree))
 }
 
-/// Where nothing is left to taste (no compression; no attribute pairs, which upstream writes in random order)
-/// the bytes are upstream's.
+/// Where nothing is left to taste (no compression or the same library; no attribute pairs, which upstream writes in
+/// random order) the bytes are upstream's.
 #[test]
 fn blob_and_bootstrap_are_those_of_upstream() {
+    use Compression::{None as Plain, Zstd};
     for (fixture, tree, chunk_size, compression, compare_bootstrap) in [
-        ("v6-none-sha256", "main", 0x1000, Compression::None, false),
-        ("v6-many", "many", 0x10_0000, Compression::Zstd, true),
-        ("v6-nodata", "nodata", 0x10_0000, Compression::Zstd, false),
+        ("v6-none-sha256", "main", 0x1000, Plain, false),
+        ("v6-many", "many", 0x10_0000, Zstd, true),
+        ("v6-nodata", "nodata", 0x10_0000, Zstd, false),
+        ("v5-none-sha256", "main", 0x1000, Plain, false),
+        ("v5-many", "many", 0x10_0000, Zstd, true),
+        ("v5-nodata", "nodata", 0x10_0000, Zstd, false),
     ] {
         let directory = TempDir::new().unwrap();
         let Some((shared, source)) = fixture_tree(tree, directory.path()) else {
             return;
         };
+        let version = if fixture.starts_with("v5") {
+            FsVersion::V5
+        } else {
+            FsVersion::V6
+        };
         let options = Options {
+            version,
             chunk_size,
             compression,
             digester: Digester::Sha256,
@@ -372,6 +382,51 @@ fn blob_and_bootstrap_are_those_of_upstream() {
         );
         assert_eq!(ours.len(), theirs.len());
         assert!(!compare_bootstrap || ours == theirs, "{}", fixture.display());
+    }
+}
+
+/// Upstream's own checker, where there is one: `NYDUS_IMAGE` names it, or it is in the search path. It takes no
+/// names that are not UTF-8.
+#[test]
+fn upstream_accepts_the_images() {
+    let program = std::env::var_os("NYDUS_IMAGE").unwrap_or_else(|| "nydus-image".into());
+    if Command::new(&program).arg("--version").output().is_err() {
+        println!("skipped: there is no {}", program.display());
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let source = directory.path().join("source");
+    make_tree(&source);
+    fs::remove_file(source.join(std::ffi::OsStr::from_bytes(b"names/not-utf8-\xff\xfe"))).unwrap();
+    for version in [FsVersion::V5, FsVersion::V6] {
+        for compression in [Compression::None, Compression::Lz4Block, Compression::Zstd] {
+            for digester in [Digester::Blake3, Digester::Sha256] {
+                let image = directory
+                    .path()
+                    .join(format!("{version:?}-{compression:?}-{digester:?}"));
+                build(
+                    &source,
+                    &image,
+                    &Options {
+                        version,
+                        compression,
+                        digester,
+                        ..Options::default()
+                    },
+                );
+                let checked = Command::new(&program)
+                    .args(["check", "-B"])
+                    .arg(image.join("bootstrap"))
+                    .output()
+                    .unwrap();
+                assert!(
+                    checked.status.success(),
+                    "{}: {}",
+                    image.display(),
+                    String::from_utf8_lossy(&checked.stderr)
+                );
+            }
+        }
     }
 }
 

@@ -125,6 +125,8 @@ pub(super) struct Reader {
     decoder: Decoder,
     /// The latest decoded units, newest first.
     units: Vec<(usize, Chunk, Bytes)>,
+    /// The latest chunk: blob, number, verified bytes. Runs of zeros are one chunk again and again.
+    latest: Option<(usize, u32, Bytes)>,
 }
 
 impl Reader {
@@ -134,11 +136,17 @@ impl Reader {
             directory: directory.to_owned(),
             decoder: Decoder::new(),
             units: Vec::new(),
+            latest: None,
         }
     }
 
     /// The verified bytes of a chunk.
     pub(super) fn read(&mut self, position: usize, index: u32) -> Result<Bytes, ChunkError> {
+        if let Some((blob, chunk, data)) = &self.latest
+            && (*blob, *chunk) == (position, index)
+        {
+            return Ok(data.clone());
+        }
         let blobs = self.blobs.clone();
         let blob = blobs.blob(position)?;
         let chunk = blobs.describe(&self.directory, position, index)?;
@@ -168,6 +176,38 @@ impl Reader {
         self.units.insert(0, (position, chunk.clone(), unit));
         self.units.truncate(KEPT_UNITS);
         codec::verify(&blob.description, &chunk, &data).map_err(codec)?;
+        self.latest = Some((position, index, data.clone()));
         Ok(data)
+    }
+
+    /// `size` bytes of a chunk that start at `offset` of the blob's uncompressed view.
+    pub(super) fn read_at(
+        &mut self,
+        position: usize,
+        index: u32,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes, ChunkError> {
+        let data = self.read(position, index)?;
+        let chunk = self.blobs.describe(&self.directory, position, index)?;
+        let start = offset
+            .checked_sub(chunk.uncompressed_offset)
+            .and_then(|start| usize::try_from(start).ok());
+        start
+            .filter(|start| {
+                start
+                    .checked_add(size as usize)
+                    .is_some_and(|end| end <= data.len())
+            })
+            .map(|start| data.slice(start..start + size as usize))
+            .ok_or_else(|| {
+                let reason = "a file's range lies outside of the chunk";
+                Damaged {
+                    what: "chunk",
+                    at: index.into(),
+                    reason,
+                }
+                .into()
+            })
     }
 }

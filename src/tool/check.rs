@@ -4,6 +4,7 @@
 //! any file refers to is read once, decoded and compared with its digest, on all cores.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
-use rafs::inode::{Inode, Kind};
+use rafs::inode::Kind;
 use rafs::reader::Reader as Image;
 
 use super::blobs::{Blobs, Reader};
@@ -42,7 +43,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
         shown: arguments.max_faults,
         count: 0,
     };
-    let found = check_metadata(&image, &mut faults)?;
+    let found = check_metadata(&image, &mut faults);
     let mut verified = String::new();
     if let Some(directory) = &arguments.blobs {
         let bytes = check_chunks(&image, directory, &found, &mut faults)?;
@@ -88,64 +89,32 @@ struct Found {
     files: Vec<Vec<u8>>,
 }
 
-fn check_metadata(image: &Image, faults: &mut Faults) -> Result<Found, BoxError> {
+/// Checks all metadata, then collects the chunks that files refer to.
+fn check_metadata(image: &Image, faults: &mut Faults) -> Found {
     let bar = Bar::counting("checking metadata");
-    let mut found = Found::default();
-    image.walk(&mut |step| -> Result<(), BoxError> {
-        if found.names.is_multiple_of(1000) {
-            bar.show(|| format!("{} names", found.names));
-        }
-        match step.inode {
-            Ok(inode) => {
-                found.names += 1;
-                check_inode(image, step.path, inode, &mut found, faults);
+    let checked = image.check(&mut |path, damaged| faults.add(path, &damaged));
+    let mut found = Found {
+        names: checked.names,
+        bytes: checked.bytes,
+        ..Found::default()
+    };
+    let walked: Result<(), Infallible> = image.walk(&mut |step| {
+        // Whatever is damaged was told.
+        let Ok(inode) = step.inode else { return Ok(()) };
+        if inode.kind == Kind::File
+            && let Ok(chunks) = image.chunks(inode)
+        {
+            let file = found.files.len();
+            found.files.push(step.path.to_vec());
+            for chunk in chunks {
+                found.chunks.entry((chunk.blob, chunk.index)).or_insert(file);
             }
-            Err(damaged) => faults.add(step.path, &damaged),
+            bar.show(|| format!("{file} files"));
         }
         Ok(())
-    })?;
-    let names = image.superblock().inodes;
-    if found.names < names {
-        faults.add(
-            b"/",
-            &format!(
-                "{} of {names} inodes are not reached by any path",
-                names - found.names
-            ),
-        );
-    }
-    for id in image.prefetch_table()? {
-        if let Err(damaged) = image.inode(id) {
-            faults.add(b"prefetch table", &damaged);
-        }
-    }
-    Ok(found)
-}
-
-fn check_inode(image: &Image, path: &[u8], inode: &Inode, found: &mut Found, faults: &mut Faults) {
-    if let Err(damaged) = image.xattrs(inode) {
-        faults.add(path, &damaged);
-    }
-    match inode.kind {
-        Kind::Symlink => {
-            if let Err(damaged) = image.symlink_target(inode) {
-                faults.add(path, &damaged);
-            }
-        }
-        Kind::File => {
-            found.bytes += inode.size;
-            let file = found.files.len();
-            found.files.push(path.to_vec());
-            match image.chunks(inode) {
-                Ok(chunks) => {
-                    for chunk in chunks {
-                        found.chunks.entry((chunk.blob, chunk.index)).or_insert(file);
-                    }
-                }
-                Err(damaged) => faults.add(path, &damaged),
-            }
-        }
-        _ => {}
+    });
+    match walked {
+        Ok(()) => found,
     }
 }
 

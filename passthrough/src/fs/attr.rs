@@ -192,6 +192,7 @@ impl PassthroughFs {
                 return Err(errno(libc::EINVAL));
             }
             let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+            self.end_capability_of(&node)?;
             rustix::fs::chownat(&node.fd()?, c"", owner, group, AtFlags::EMPTY_PATH)?;
         }
         if valid.contains(SetattrValid::MODE) {
@@ -199,6 +200,7 @@ impl PassthroughFs {
         }
         if valid.contains(SetattrValid::SIZE) {
             let size = u64::try_from(attr.st_size).map_err(|_| errno(libc::EINVAL))?;
+            self.end_capability_of(&node)?;
             let _guard = WithoutFsetid::when(valid.contains(SetattrValid::KILL_SUIDGID))?;
             match &handle {
                 Some(handle) => rustix::fs::ftruncate(handle.as_fd(), size)?,

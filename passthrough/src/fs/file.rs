@@ -102,6 +102,9 @@ impl PassthroughFs {
         if host_flags & OFlags::RWMODE != OFlags::RDONLY || host_flags.contains(OFlags::TRUNC) {
             self.writable()?;
         }
+        if host_flags.contains(OFlags::TRUNC) {
+            self.end_capability_of(node)?;
+        }
         let _guard = WithoutFsetid::when(kill_privileges && host_flags.contains(OFlags::TRUNC))?;
         let permit = self.budget.take()?;
         let fd = node.fd()?;
@@ -160,6 +163,7 @@ impl PassthroughFs {
         } else if asked.contains(OFlags::DSYNC) {
             per_write |= libc::RWF_DSYNC;
         }
+        self.end_capability(handle.as_fd())?;
         let _guard = WithoutFsetid::when(fuse_flags & WRITE_KILL_PRIV != 0)?;
         from.read_to(
             &mut Transfer::new(handle.as_fd(), per_write),
@@ -169,9 +173,19 @@ impl PassthroughFs {
     }
 
     /// FLUSH, sent at each close: reports what closing a descriptor would, such as a write that failed later.
-    pub(super) fn flush_handle(&self, inode: u64, handle: u64) -> io::Result<()> {
+    pub(super) fn flush_handle(&self, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
         let handle = self.handles.get_file(handle, inode)?;
+        self.locks.drop_owner(inode, lock_owner);
         drop(rustix::io::dup(handle.as_fd())?);
+        Ok(())
+    }
+
+    /// RELEASE.
+    pub(super) fn close_file(&self, inode: u64, handle: u64) -> io::Result<()> {
+        let closed = self.handles.remove(handle, inode)?;
+        self.locks.drop_handle(inode, handle);
+        drop(closed);
+        self.locks.handle_closed();
         Ok(())
     }
 
@@ -199,6 +213,7 @@ impl PassthroughFs {
         self.writable()?;
         let handle = self.handles.get_file(handle, inode)?;
         // The request does not say whether the caller may keep set-id bits; user 0 may.
+        self.end_capability(handle.as_fd())?;
         let _guard = WithoutFsetid::when(ctx.uid != 0)?;
         Ok(rustix::fs::fallocate(
             handle.as_fd(),
@@ -244,6 +259,7 @@ impl PassthroughFs {
         let target = self.handles.get_file(handle_out, inode_out)?;
         let (mut offset_in, mut offset_out) = (offset_in, offset_out);
         let length = length.min(COPY_MAX) as usize;
+        self.end_capability(target.as_fd())?;
         let _guard = WithoutFsetid::when(ctx.uid != 0)?;
         Ok(rustix::fs::copy_file_range(
             source.as_fd(),

@@ -11,7 +11,8 @@ use fuse_backend_rs::abi::fuse_abi::{
     CreateIn, FOPEN_IN_KILL_SUIDGID, FsOptions, OpenOptions, SetattrValid, stat64,
 };
 use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader, ZeroCopyWriter,
+    Context, DirEntry, Entry, FileLock, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader,
+    ZeroCopyWriter,
 };
 use rustix::fs::AtFlags;
 
@@ -177,8 +178,8 @@ impl FileSystem for PassthroughFs {
         answer(self.write_data(inode, handle, r, size, offset, delayed_write, flags, fuse_flags))
     }
 
-    fn flush(&self, _: &Context, inode: u64, handle: u64, _: u64) -> io::Result<()> {
-        answer(self.flush_handle(inode, handle))
+    fn flush(&self, _: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
+        answer(self.flush_handle(inode, handle, lock_owner))
     }
 
     fn fsync(&self, _: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
@@ -207,7 +208,7 @@ impl FileSystem for PassthroughFs {
         _: bool,
         _: Option<u64>,
     ) -> io::Result<()> {
-        self.handles.remove(handle, inode).map(drop)
+        self.close_file(inode, handle)
     }
 
     fn statfs(&self, _: &Context, inode: u64) -> io::Result<libc::statvfs64> {
@@ -286,6 +287,42 @@ impl FileSystem for PassthroughFs {
 
     fn lseek(&self, _: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
         answer(self.seek(inode, handle, offset, whence))
+    }
+
+    fn getlk(
+        &self,
+        _: &Context,
+        inode: u64,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flags: u32,
+    ) -> io::Result<FileLock> {
+        answer(self.get_lock(inode, handle, owner, lock, flags))
+    }
+
+    fn setlk(
+        &self,
+        _: &Context,
+        inode: u64,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flags: u32,
+    ) -> io::Result<()> {
+        answer(self.set_lock(inode, handle, owner, lock, flags))
+    }
+
+    fn setlkw(
+        &self,
+        _: &Context,
+        inode: u64,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flags: u32,
+    ) -> io::Result<()> {
+        answer(self.set_lock_blocking(inode, handle, owner, lock, flags))
     }
 
     fn bmap(&self, _: &Context, _: u64, _: u64, _: u32) -> io::Result<u64> {

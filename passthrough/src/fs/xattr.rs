@@ -3,18 +3,21 @@
 //! They are read and written by way of `/proc/self/fd/N`: the calls that take a descriptor refuse O_PATH ones, and
 //! opening a file to read its attributes would be impossible for device nodes, fifos and symbolic links.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 
 use super::PassthroughFs;
 use crate::inode::Inode;
 use crate::proc::FdText;
 use crate::sys::errno;
+use crate::xattr_rules::XattrRules;
 
 /// Longest value and longest list of names that Linux allows, in bytes.
 const VALUE_MAX: usize = 65_536;
@@ -29,9 +32,18 @@ impl PassthroughFs {
         self.inode(inode)
     }
 
+    /// The name under which the host stores what the guest calls `name`.
+    fn stored_name<'a>(&self, name: &'a CStr) -> io::Result<Cow<'a, CStr>> {
+        match &self.options.xattr_rules {
+            None => Ok(Cow::Borrowed(name)),
+            Some(rules) => rules.to_host(name),
+        }
+    }
+
     /// GETXATTR. `size` 0 asks for the length of the value.
     pub(super) fn get_xattr(&self, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
         let node = self.xattr_node(inode)?;
+        let name = &*self.stored_name(name)?;
         let fd = node.fd()?;
         let path = FdText::absolute(fd.as_fd())?;
         if size == 0 {
@@ -49,6 +61,14 @@ impl PassthroughFs {
         let node = self.xattr_node(inode)?;
         let fd = node.fd()?;
         let path = FdText::absolute(fd.as_fd())?;
+        if let Some(rules) = &self.options.xattr_rules {
+            let names = mapped_names(rules, path.as_c_str())?;
+            return match size as usize {
+                0 => Ok(ListxattrReply::Count(names.len() as u32)),
+                size if size < names.len() => Err(errno(libc::ERANGE)),
+                _ => Ok(ListxattrReply::Names(names)),
+            };
+        }
         if size == 0 {
             let length = rustix::fs::listxattr_query(path.as_c_str())?;
             return Ok(ListxattrReply::Count(length as u32));
@@ -89,6 +109,7 @@ impl PassthroughFs {
         if value.len() > VALUE_MAX {
             return Err(errno(libc::E2BIG));
         }
+        let name = &*self.stored_name(name)?;
         let fd = node.fd()?;
         let path = FdText::absolute(fd.as_fd())?;
         let flags = XattrFlags::from_bits(flags).ok_or_else(|| errno(libc::EINVAL))?;
@@ -106,8 +127,54 @@ impl PassthroughFs {
     pub(super) fn remove_xattr(&self, inode: u64, name: &CStr) -> io::Result<()> {
         self.writable()?;
         let node = self.xattr_node(inode)?;
+        let name = &*self.stored_name(name)?;
         let fd = node.fd()?;
         let path = FdText::absolute(fd.as_fd())?;
         Ok(rustix::fs::removexattr(path.as_c_str(), name)?)
     }
+
+    /// Ends the file capabilities of an open file that is about to change, if they are stored under a name that the
+    /// host's kernel does not know and clear by itself (CVE-2021-20263).
+    pub(super) fn end_capability(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        match &self.stored_capability {
+            None => Ok(()),
+            Some(name) => absent_is_fine(rustix::fs::fremovexattr(file, name.as_c_str())),
+        }
+    }
+
+    /// As [`Self::end_capability`], for a file that is not open.
+    pub(super) fn end_capability_of(&self, node: &Arc<Inode>) -> io::Result<()> {
+        match &self.stored_capability {
+            Some(name) if node.is_regular() => {
+                let fd = node.fd()?;
+                absent_is_fine(rustix::fs::removexattr(
+                    FdText::absolute(fd.as_fd())?.as_c_str(),
+                    name.as_c_str(),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn absent_is_fine(removed: Result<(), Errno>) -> io::Result<()> {
+    match removed {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The names of the file behind `path` that the guest may know, as it knows them, each with its NUL.
+fn mapped_names(rules: &XattrRules, path: &CStr) -> io::Result<Vec<u8>> {
+    let mut stored = vec![0u8; VALUE_MAX];
+    let length = rustix::fs::listxattr(path, stored.as_mut_slice())?;
+    stored.truncate(length);
+    let mut names = Vec::new();
+    for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if let Some(name) = rules.to_guest(name) {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+    }
+    Ok(names)
 }

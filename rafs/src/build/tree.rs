@@ -249,12 +249,16 @@ impl Numbers {
         self.ino.get(inode.position()).copied().unwrap_or(0)
     }
 
+    /// Number of inodes that some name leads to.
+    pub fn distinct(&self) -> u64 {
+        self.ino.iter().filter(|ino| **ino != 0).count() as u64
+    }
+
     /// Link count: 2 + subdirectories for a directory, else the number of names in this image.
     pub fn links(&self, inode: InodeId) -> u32 {
         self.links.get(inode.position()).copied().unwrap_or(0)
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "v5 refers to children by it"))]
     /// Number of the first child of a directory, or what it would be.
     pub fn first_child(&self, directory: InodeId) -> u32 {
         self.first_child.get(&directory).copied().unwrap_or(0)

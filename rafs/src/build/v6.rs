@@ -14,7 +14,7 @@ use crate::layout::v6::{
 };
 use crate::layout::{Flags, MAX_SYMLINK};
 
-use super::chunks::ChunkTable;
+use super::Parts;
 use super::error::BuildError;
 use super::tree::{Content, Inode, InodeId, Numbers, Tree};
 use super::xattr;
@@ -27,39 +27,28 @@ const SLOTS: usize = (BLOCK / v6::NID_UNIT) as usize;
 /// Alignment of blobs in the flat address space of a single-device image.
 const MAPPED_ALIGNMENT: u64 = 0x8_0000;
 
-/// What a bootstrap is made of.
-pub(super) struct Input<'b> {
-    pub(super) tree: &'b Tree,
-    pub(super) chunks: &'b ChunkTable,
-    pub(super) blobs: &'b [BlobEntry],
-    pub(super) flags: u64,
-    pub(super) chunk_size: u32,
-    /// Inodes to prefetch, in order.
-    pub(super) prefetch: &'b [InodeId],
-}
-
 /// The complete bootstrap.
-pub(super) fn write(input: &Input<'_>) -> Result<Vec<u8>, BuildError> {
-    BuildError::check_limit("number of blobs", input.blobs.len() as u64, v6::MAX_BLOBS)?;
-    let plan = Plan::new(input)?;
+pub(super) fn write(parts: &Parts<'_>) -> Result<Vec<u8>, BuildError> {
+    BuildError::check_limit("number of blobs", parts.blobs.len() as u64, v6::MAX_BLOBS)?;
+    let plan = Plan::new(parts)?;
     let blob_table_offset = align(
-        v6::DEVICE_SLOTS_OFFSET + (input.blobs.len() * size_of::<DeviceSlot>()) as u64,
+        v6::DEVICE_SLOTS_OFFSET + (parts.blobs.len() * size_of::<DeviceSlot>()) as u64,
         v6::TABLE_ALIGNMENT,
     );
-    let blob_table_size = size_of_val(input.blobs) as u64;
-    let prefetch: &[InodeId] = if input.blobs.is_empty() {
+    let blob_table_size = size_of_val(parts.blobs) as u64;
+    let prefetch: &[InodeId] = if parts.blobs.is_empty() {
         &[]
     } else {
-        input.prefetch
+        parts.prefetch
     };
     let prefetch_offset = blob_table_offset + blob_table_size;
     let prefetch_size = 4 * prefetch.len() as u64;
-    let base = if input.blobs.is_empty() {
+    let base = if parts.blobs.is_empty() {
         0
     } else {
         align(prefetch_offset + prefetch_size, v6::TABLE_ALIGNMENT)
     };
-    let referenced = input.chunks.referenced();
+    let referenced = parts.chunks.referenced();
     let chunk_table_offset = align(base + plan.end, v6::TABLE_ALIGNMENT);
     let chunk_table_size = (referenced.len() * size_of::<ChunkRecord>()) as u64;
     let size = align(chunk_table_offset + chunk_table_size, v6::TABLE_ALIGNMENT);
@@ -74,7 +63,7 @@ pub(super) fn write(input: &Input<'_>) -> Result<Vec<u8>, BuildError> {
     };
     let mut position = size;
     let mut blocks = 0_u64;
-    for (index, blob) in input.blobs.iter().enumerate() {
+    for (index, blob) in parts.blobs.iter().enumerate() {
         let blob_blocks = blob.uncompressed_size.get() / BLOCK;
         let mapped = align(position, MAPPED_ALIGNMENT) / BLOCK;
         position = (mapped + blob_blocks) * BLOCK;
@@ -118,22 +107,22 @@ pub(super) fn write(input: &Input<'_>) -> Result<Vec<u8>, BuildError> {
         volume_name: [0; 16],
         feature_incompat: U32::new(v6::FEATURE_INCOMPAT),
         compression: U16::new(0),
-        extra_devices: U16::new(input.blobs.len() as u16),
+        extra_devices: U16::new(parts.blobs.len() as u16),
         device_slots: U16::new(v6::DEVICE_SLOTS_SLOT),
         reserved: [0; 38],
     };
     image.put(v6::SUPERBLOCK_OFFSET, superblock.as_bytes());
     // "All blobs have it" is true of no blob.
-    let inlined = if input.blobs.is_empty() {
+    let inlined = if parts.blobs.is_empty() {
         Flags::INLINED_CHUNK_DIGEST
     } else {
         0
     };
     let extended = ExtendedSuperBlock {
-        flags: U64::new(input.flags | Flags::ENCRYPTION_NONE | inlined),
+        flags: U64::new(parts.flags | Flags::ENCRYPTION_NONE | inlined),
         blob_table_offset: U64::new(blob_table_offset),
         blob_table_size: U32::new(blob_table_size as u32),
-        chunk_size: U32::new(input.chunk_size),
+        chunk_size: U32::new(parts.chunk_size),
         chunk_table_offset: U64::new(chunk_table_offset),
         chunk_table_size: U64::new(chunk_table_size),
         prefetch_table_offset: U64::new(if prefetch.is_empty() { 0 } else { prefetch_offset }),
@@ -147,16 +136,16 @@ pub(super) fn write(input: &Input<'_>) -> Result<Vec<u8>, BuildError> {
         BuildError::check_limit("node id in the prefetch table", nid, u64::from(u32::MAX))?;
         image.put(prefetch_offset + 4 * index as u64, &(nid as u32).to_le_bytes());
     }
-    let mut written = vec![false; input.tree.inode_count()];
-    for visit in input.tree.directories() {
-        plan.write_inode(input, &mut image, base, visit.inode, visit.parent)?;
-        for entry in input.tree.inode(visit.inode).entries() {
-            let directory = matches!(input.tree.inode(entry.inode).content, Content::Directory(_));
+    let mut written = vec![false; parts.tree.inode_count()];
+    for visit in parts.tree.directories() {
+        plan.write_inode(parts, &mut image, base, visit.inode, visit.parent)?;
+        for entry in parts.tree.inode(visit.inode).entries() {
+            let directory = matches!(parts.tree.inode(entry.inode).content, Content::Directory(_));
             if !directory
                 && let Some(written) = written.get_mut(entry.inode.position())
                 && !std::mem::replace(written, true)
             {
-                plan.write_inode(input, &mut image, base, entry.inode, visit.inode)?;
+                plan.write_inode(parts, &mut image, base, entry.inode, visit.inode)?;
             }
         }
     }
@@ -277,8 +266,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(input: &Input<'_>) -> Result<Self, BuildError> {
-        let tree = input.tree;
+    fn new(parts: &Parts<'_>) -> Result<Self, BuildError> {
+        let tree = parts.tree;
         let mut allocator = Allocator::new();
         let mut places: Vec<Option<Place>> = vec![None; tree.inode_count()];
         let mut names = 1;
@@ -286,7 +275,7 @@ impl Plan {
             if let Some(place) = places.get_mut(id.position())
                 && place.is_none()
             {
-                *place = Some(Self::place(input, &mut allocator, id)?);
+                *place = Some(Self::place(parts, &mut allocator, id)?);
             }
             Ok(())
         };
@@ -309,12 +298,12 @@ impl Plan {
         })
     }
 
-    fn place(input: &Input<'_>, allocator: &mut Allocator, id: InodeId) -> Result<Place, BuildError> {
-        let inode = input.tree.inode(id);
+    fn place(parts: &Parts<'_>, allocator: &mut Allocator, id: InodeId) -> Result<Place, BuildError> {
+        let inode = parts.tree.inode(id);
         let head = inode_head_size(inode)?;
         Ok(match &inode.content {
             Content::Regular { size } => {
-                let chunks = input.chunks.of_file(id).len() as u64;
+                let chunks = parts.chunks.of_file(id).len() as u64;
                 let offset =
                     allocator.inode(chunk_array_offset(head) + chunks * size_of::<ChunkAddress>() as u64);
                 Place {
@@ -345,18 +334,18 @@ impl Plan {
 
     fn write_inode(
         &self,
-        input: &Input<'_>,
+        parts: &Parts<'_>,
         image: &mut Image,
         base: u64,
         id: InodeId,
         parent: InodeId,
     ) -> Result<(), BuildError> {
-        let inode = input.tree.inode(id);
+        let inode = parts.tree.inode(id);
         let place = self.of(id);
         let xattrs = xattr_area(inode)?;
         let head = (size_of::<ExtendedInode>() + xattrs.len()) as u64;
         let (layout, union) = match &inode.content {
-            Content::Regular { size } => (InodeFormat::CHUNK_BASED, self.chunk_format(input, id, *size)),
+            Content::Regular { size } => (InodeFormat::CHUNK_BASED, self.chunk_format(parts, id, *size)),
             Content::Device { rdev } => (InodeFormat::FLAT_PLAIN, *rdev),
             Content::Special => (InodeFormat::FLAT_PLAIN, 0),
             Content::Directory(_) | Content::Symlink(_) => {
@@ -392,7 +381,7 @@ impl Plan {
         match &inode.content {
             Content::Regular { .. } => {
                 let array = offset + chunk_array_offset(head);
-                for (number, chunk) in input.chunks.of_file(id).enumerate() {
+                for (number, chunk) in parts.chunks.of_file(id).enumerate() {
                     let address = ChunkAddress::new(
                         chunk.blob_index.get() as u8,
                         chunk.index.get(),
@@ -410,7 +399,7 @@ impl Plan {
                     base,
                     place,
                     head,
-                    &self.directory_data(input.tree, id, parent),
+                    &self.directory_data(parts.tree, id, parent),
                 );
             }
             Content::Symlink(target) => self.put_flat(image, base, place, head, target),
@@ -435,9 +424,9 @@ impl Plan {
 
     /// The chunk bits of `i_u` (v6 section 7). A file of several chunks that lie back to back in one blob is
     /// shown to an EROFS driver as one chunk.
-    fn chunk_format(&self, input: &Input<'_>, id: InodeId, size: u64) -> u32 {
-        let chunk_size = u64::from(input.chunk_size);
-        let shown = if size > chunk_size && contiguous(input.chunks.of_file(id), chunk_size) {
+    fn chunk_format(&self, parts: &Parts<'_>, id: InodeId, size: u64) -> u32 {
+        let chunk_size = u64::from(parts.chunk_size);
+        let shown = if size > chunk_size && contiguous(parts.chunks.of_file(id), chunk_size) {
             size.next_power_of_two()
         } else {
             chunk_size

@@ -80,6 +80,18 @@ pub(super) fn icount_v6(area: usize) -> Option<u16> {
     }
 }
 
+/// The v5 attribute area without its length: pairs one after the other (v5 section 7).
+pub(super) fn payload_v5(xattrs: &[Xattr]) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for (name, value) in xattrs {
+        payload.extend_from_slice(&((name.len() + 1 + value.len()) as u32).to_le_bytes());
+        payload.extend_from_slice(name);
+        payload.push(0);
+        payload.extend_from_slice(value);
+    }
+    payload
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

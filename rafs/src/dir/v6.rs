@@ -1,4 +1,8 @@
 //! Directories of RAFS v6: blocks of sorted entries, `.` and `..` among them.
+//!
+//! Nothing in the format covers an entry by a digest. But a directory knows its parent, and builders number inodes so
+//! that the names of one directory, in their order, have consecutive numbers. So an entry that leads to the
+//! wrong inode is noticed where it is used: its number does not follow its neighbours'.
 
 use std::cmp::Ordering;
 
@@ -7,8 +11,10 @@ use zerocopy::FromBytes;
 use super::{Entry, check_name};
 use crate::error::Damaged;
 use crate::image::Image;
-use crate::inode::{Inode, Kind, data_block};
+use crate::inode::v6::{Number, data_block, number};
+use crate::inode::{Inode, Kind};
 use crate::layout::v6::{Dirent, FileType};
+use crate::superblock::Format;
 
 /// Bits of a cookie that count entries within a block; a block of 4096 bytes has less than 400.
 const ENTRY_BITS: u32 = 16;
@@ -107,18 +113,94 @@ fn target(image: &Image, dir: &Inode, block: &Block<'_>, index: usize) -> Result
     if kind(entry) != Some(inode.kind) {
         return Err(damaged("type differs from the inode's"));
     }
-    if name == b"." && nid != dir.id {
-        return Err(damaged("`.` is another directory"));
+    match name {
+        b"." if nid != dir.id => Err(damaged("`.` is another directory")),
+        b"." | b".." if inode.kind != Kind::Directory => Err(damaged("`.` or `..` is no directory")),
+        b"." | b".." => Ok(inode),
+        // The one parent of each directory also keeps a tree free of loops.
+        _ if inode.kind == Kind::Directory && parent(image, &inode)? != Some(dir.id) => {
+            Err(damaged("leads to a directory with another parent"))
+        }
+        _ if !follows_neighbours(image, block, index, nid) => {
+            Err(damaged("leads to an inode of another name"))
+        }
+        _ => Ok(inode),
     }
-    Ok(inode)
 }
 
-pub(super) fn lookup(
-    image: &Image,
-    block_bits: u8,
-    dir: &Inode,
-    name: &[u8],
-) -> Result<Option<Inode>, Damaged> {
+/// Node id of the parent that `dir` says it has.
+fn parent(image: &Image, dir: &Inode) -> Result<Option<u64>, Damaged> {
+    let Some((block, index)) = find(image, dir, b"..")? else {
+        return Ok(None);
+    };
+    Ok(block.entry(index)?.map(|(entry, _)| entry.nid.get()))
+}
+
+/// How far to look for a neighbour whose number tells something.
+const NEIGHBOURS: usize = 8;
+
+/// Whether the number of inode `nid` fits between those of the entries next to it. True if there is nothing to compare.
+fn follows_neighbours(image: &Image, block: &Block<'_>, index: usize, nid: u64) -> bool {
+    let own = match number(image, nid) {
+        Some(Number { value, linked: false }) if image.numbered => i64::from(value),
+        // Of a file with several names only the first one is numbered in its place.
+        _ => return true,
+    };
+    let before = block
+        .entries
+        .get(..index)
+        .unwrap_or_default()
+        .iter()
+        .enumerate()
+        .rev();
+    let after = block.entries.iter().enumerate().skip(index + 1);
+    // Entries in front of it, nearest first, and how many places the neighbour is away.
+    let compare = |neighbours: &mut dyn Iterator<Item = (usize, &Dirent)>| {
+        let mut distance = 0;
+        for (position, entry) in neighbours.take(NEIGHBOURS) {
+            match block.entry(position) {
+                Ok(Some((_, b"." | b".."))) => continue,
+                Ok(Some(_)) => distance += 1,
+                _ => return None,
+            }
+            match number(image, entry.nid.get()) {
+                Some(Number { linked: true, .. }) => {}
+                Some(Number { value, .. }) => return Some((i64::from(value), distance)),
+                None => return None,
+            }
+        }
+        None
+    };
+    let before = compare(&mut { before }).map(|(number, distance)| number + distance == own);
+    let after = compare(&mut { after }).map(|(number, distance)| number - distance == own);
+    // One neighbour that agrees is enough: the other one may be the wrong one.
+    !(before == Some(false) && after != Some(true) || after == Some(false) && before != Some(true))
+}
+
+/// Whether the builder numbered inodes as upstream does, to judge by the root: its entries have the numbers from 2 on.
+pub(super) fn is_numbered(image: &Image, root: &Inode) -> Result<bool, Damaged> {
+    let mut expected = 2;
+    let (mut yes, mut no) = (0, 0);
+    let block = Block::read(image, root, 0)?;
+    for (position, entry) in block.entries.iter().enumerate() {
+        if let Some((_, b"." | b"..")) = block.entry(position)? {
+            continue;
+        }
+        match number(image, entry.nid.get()) {
+            Some(Number { linked: true, .. }) => {}
+            Some(Number { value, .. }) if value == expected => yes += 1,
+            _ => no += 1,
+        }
+        expected += 1;
+    }
+    Ok(yes > no)
+}
+
+/// The block and the position in it where `dir` has `name`.
+fn find<'a>(image: &'a Image, dir: &Inode, name: &[u8]) -> Result<Option<(Block<'a>, usize)>, Damaged> {
+    let Format::V6 { block_bits, .. } = image.superblock.format else {
+        return Ok(None);
+    };
     // The last block whose first name is not greater.
     let (mut low, mut high) = (0, dir.size.div_ceil(1 << block_bits));
     while low + 1 < high {
@@ -133,9 +215,12 @@ pub(super) fn lookup(
         return Ok(None);
     }
     let block = Block::read(image, dir, low)?;
-    block
-        .find(name)?
-        .map(|index| target(image, dir, &block, index))
+    Ok(block.find(name)?.map(|index| (block, index)))
+}
+
+pub(super) fn lookup(image: &Image, dir: &Inode, name: &[u8]) -> Result<Option<Inode>, Damaged> {
+    find(image, dir, name)?
+        .map(|(block, index)| target(image, dir, &block, index))
         .transpose()
 }
 

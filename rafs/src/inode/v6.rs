@@ -106,6 +106,31 @@ pub(super) fn inode(image: &Image, block_bits: u8, meta: u64, nid: u64) -> Resul
     })
 }
 
+/// The number that the builder gave an inode.
+pub(crate) struct Number {
+    pub(crate) value: u32,
+    /// The inode is a file with several names.
+    pub(crate) linked: bool,
+}
+
+/// The number of inode `nid`, without checking anything else of it; `None` if there is no such inode.
+pub(crate) fn number(image: &Image, nid: u64) -> Option<Number> {
+    let Format::V6 { meta, .. } = image.superblock.format else {
+        return None;
+    };
+    let offset = nid.checked_mul(NID_UNIT)?.checked_add(meta)?;
+    let format = image.bootstrap.get::<U16>("inode", offset).ok()?.get();
+    let (value, mode, links) = if format & InodeFormat::EXTENDED != 0 {
+        let inode = image.bootstrap.get::<ExtendedInode>("inode", offset).ok()?;
+        (inode.ino.get(), inode.mode.get(), inode.nlink.get())
+    } else {
+        let inode = image.bootstrap.get::<CompactInode>("inode", offset).ok()?;
+        (inode.ino.get(), inode.mode.get(), inode.nlink.get().into())
+    };
+    let linked = Kind::from_mode(mode.into()) == Some(Kind::File) && links > 1;
+    Some(Number { value, linked })
+}
+
 fn record(image: &Image, format: u16, offset: u64) -> Result<Record, Damaged> {
     if format & InodeFormat::EXTENDED != 0 {
         let inode = image.bootstrap.get::<ExtendedInode>("inode", offset)?;

@@ -93,7 +93,6 @@ impl Apt {
             // The lists are ours; without this apt as root would change to a user who may not read them.
             set("APT::Sandbox::User", &"root"),
             set("Acquire::Retries", &3),
-            set("APT::Update::Post-Invoke-Success::", &""),
         ];
         let apt = Self { options, downloads };
         output(apt.command("apt-get").args(["-q", "update", "--error-on=any"]))

@@ -1,0 +1,215 @@
+//! Damaged bootstraps: whatever byte is changed, a file gives its right bytes or an error, never wrong ones.
+//!
+//! The cache is filled from the undamaged image first. That is the harder case: nothing is fetched and verified any
+//! more, so a damaged address must not lead to another chunk that is there.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use support::{Expected, Mount, Place, fixture_names, fixtures, image_of};
+
+/// Damages per fixture, evenly spread; `RAFS_DAMAGES` asks for more, up to every offset.
+const SAMPLES: usize = 40;
+
+/// Bytes of every file by path.
+type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Tally {
+    damages: usize,
+    refused: usize,
+    right: usize,
+    errors: usize,
+    /// Names that are gone, and sizes and types that differ: nothing in v6 covers those.
+    changed: usize,
+}
+
+fn contents(mount: &Mount, expected: &Expected) -> Contents {
+    let files = expected.entries.iter().filter(|entry| entry.kind == "file");
+    files
+        .map(|entry| {
+            let path = entry.path();
+            let inode = mount.fs.reader().at_path(&path).unwrap().unwrap();
+            let data = mount.read(inode.id, 0, inode.size as usize).unwrap();
+            (path, data)
+        })
+        .collect()
+}
+
+fn look(mount: &Mount, path: &[u8]) -> std::io::Result<u64> {
+    let mut inode = mount.fs.root();
+    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        inode = mount.lookup(inode, name)?.inode;
+        if inode == 0 {
+            return Ok(0);
+        }
+    }
+    Ok(inode)
+}
+
+fn compare(mount: &Mount, contents: &Contents, tally: &mut Tally) -> Result<(), String> {
+    for (path, expected) in contents {
+        let inode = match look(mount, path) {
+            Ok(0) => {
+                tally.changed += 1;
+                continue;
+            }
+            Ok(inode) => inode,
+            Err(_) => {
+                tally.errors += 1;
+                continue;
+            }
+        };
+        match mount.read(inode, 0, expected.len() + 5000) {
+            Err(_) => tally.errors += 1,
+            Ok(data) if data == *expected => tally.right += 1,
+            Ok(data) => {
+                let common = data.len().min(expected.len());
+                if data[..common] != expected[..common] {
+                    return Err(format!("wrong bytes in {}", String::from_utf8_lossy(path)));
+                }
+                tally.changed += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Offsets worth damaging: everything but long runs of zeros, evenly sampled.
+fn offsets(bytes: &[u8], samples: usize) -> Vec<usize> {
+    let interesting: Vec<usize> = (0..bytes.len())
+        .filter(|at| {
+            bytes[at.saturating_sub(8)..(at + 9).min(bytes.len())]
+                .iter()
+                .any(|byte| *byte != 0)
+        })
+        .collect();
+    let step = interesting.len().div_ceil(samples).max(1);
+    interesting.into_iter().step_by(step).collect()
+}
+
+fn damage_fixture(fixture: &Path, samples: usize) -> Tally {
+    let image = image_of(fixture);
+    let mut place = Place::new(&fixture.join("blobs"));
+    let mut tally = Tally::default();
+    let expected = Expected::of(fixture);
+    let contents = contents(&place.mount(&image).unwrap(), &expected);
+    let bytes = fs::read(&image).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join(image.file_name().unwrap());
+    for (round, at) in offsets(&bytes, samples).into_iter().enumerate() {
+        let mut copy = bytes.clone();
+        copy[at] ^= [1, 0x80, 0xFF, 0x10][round % 4];
+        fs::write(&damaged, &copy).unwrap();
+        tally.damages += 1;
+        match try_image(&place, &damaged, &contents, &mut tally) {
+            Ok(true) => {}
+            // A damaged size can spoil the cache file for the images that come after it.
+            Ok(false) => {
+                if place.mount(&image).is_err() {
+                    place = Place::new(&fixture.join("blobs"));
+                    self::contents(&place.mount(&image).unwrap(), &expected);
+                }
+            }
+            Err(error) => {
+                panic!(
+                    "{}: byte {at:#x} {:#x} -> {:#x}: {error}",
+                    fixture.display(),
+                    bytes[at],
+                    copy[at]
+                )
+            }
+        }
+    }
+    tally
+}
+
+/// Whether the image could be opened; an error if it gave wrong bytes.
+fn try_image(
+    place: &Arc<Place>,
+    image: &Path,
+    contents: &Contents,
+    tally: &mut Tally,
+) -> Result<bool, String> {
+    let Ok(mount) = place.mount(image) else {
+        tally.refused += 1;
+        return Ok(false);
+    };
+    let _ = mount.walk();
+    compare(&mount, contents, tally)?;
+    Ok(true)
+}
+
+#[test]
+fn a_damaged_byte_never_gives_wrong_bytes() {
+    let Some(fixtures) = fixtures() else { return };
+    let only = std::env::var("RAFS_FIXTURE").ok();
+    let samples = std::env::var("RAFS_DAMAGES").map_or(SAMPLES, |count| count.parse().unwrap());
+    for name in fixture_names(&fixtures) {
+        // Unverifiable by design, or large without being different.
+        let skip = ["tarfs", "many", "huge"].iter().any(|part| name.contains(part));
+        if only.as_ref().map_or(skip, |only| name != *only) {
+            continue;
+        }
+        let tally = damage_fixture(&fixtures.join(&name), samples);
+        println!("{name}: {tally:?}");
+        assert!(tally.right > 0 && tally.damages > 0);
+    }
+}
+
+/// Damages per blob; each needs a cold cache.
+const BLOB_SAMPLES: usize = 4;
+
+#[test]
+fn a_damaged_blob_never_gives_wrong_bytes() {
+    let Some(fixtures) = fixtures() else { return };
+    for name in fixture_names(&fixtures) {
+        // No digests by design, or hardly any data.
+        if ["tarfs", "many", "huge", "nodata"]
+            .iter()
+            .any(|part| name.contains(part))
+        {
+            continue;
+        }
+        let fixture = fixtures.join(&name);
+        let expected = Expected::of(&fixture);
+        let image = image_of(&fixture);
+        let contents = contents(&Mount::open(&image, &fixture.join("blobs")).unwrap(), &expected);
+        let mut tally = Tally::default();
+        for blob in fs::read_dir(fixture.join("blobs")).unwrap() {
+            let blob = blob.unwrap().path();
+            let bytes = fs::read(&blob).unwrap();
+            for (round, at) in offsets(&bytes, BLOB_SAMPLES).into_iter().enumerate() {
+                let dir = tempfile::tempdir().unwrap();
+                for other in fs::read_dir(fixture.join("blobs")).unwrap() {
+                    let other = other.unwrap();
+                    fs::copy(other.path(), dir.path().join(other.file_name())).unwrap();
+                }
+                let mut copy = bytes.clone();
+                copy[at] ^= [1, 0x80, 0xFF, 0x10][round % 4];
+                let damaged = dir.path().join(blob.file_name().unwrap());
+                fs::set_permissions(&damaged, fs::Permissions::from_mode(0o644)).unwrap();
+                fs::write(&damaged, &copy).unwrap();
+                tally.damages += 1;
+                let image = if image == blob { damaged } else { image.clone() };
+                if let Err(error) = try_image(&Place::new(dir.path()), &image, &contents, &mut tally) {
+                    panic!("{name}: byte {at:#x} of a blob: {error}");
+                }
+            }
+        }
+        println!("{name}: {tally:?}");
+        assert!(tally.right > 0 && tally.damages > 0);
+    }
+}
