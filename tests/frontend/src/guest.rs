@@ -342,6 +342,10 @@ impl Guest {
                 return Ok(());
             }
             lane.waiters += 1;
+            if lane.waiters == 2 {
+                // The first one believes that it is alone, and sleeps long.
+                lane.queue.nudge();
+            }
             (lane.queue.call.clone(), lane.waiters == 1)
         };
         let left = deadline.saturating_duration_since(Instant::now());

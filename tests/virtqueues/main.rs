@@ -1,0 +1,17 @@
+//! The real daemon, seen from a guest: everything goes over its sockets and through virtqueues.
+//!
+//! * `machines`: every kind of machine, and what a guest does all day
+//! * `fixtures`: images of the incumbent's tool, byte for byte
+//! * `isolation`: a source that stalls; `integrity`: one that lies
+//! * `lifecycle`: front-ends, rings, memory and daemons that come and go
+//! * `hostile`: what a guest may try
+
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+mod fixtures;
+mod hostile;
+mod integrity;
+mod isolation;
+mod lifecycle;
+mod machines;
+mod support;
