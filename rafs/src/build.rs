@@ -1,25 +1,31 @@
 //! The writer: a tree becomes a bootstrap and a blob.
 //!
 //! ```text
-//! directory ─ scan ─► tree ─┬─ pipeline ─► blob (chunks, each once) ─┬─► v6 / v5 ─► bootstrap
-//!                           └────────────────────────────────────────┘
+//! directory ─ scan ──► tree ─┬─ pipeline ─► blob (chunks, each once) ─┬─► v6 / v5 ─► bootstrap
+//! tar ────── archive ──►     └──── overlay, on a parent image ────────┘
 //! ```
 //!
 //! * `tree`: inodes and names, the form that every source is turned into.
-//! * `scan`: reads a directory of the host.
+//! * `scan`, `directory`: names and data of a directory of the host. `archive`: of a tar.
+//! * `base`, `overlay`: an image to build upon, and putting a tree on top of it.
 //! * `pipeline`: reads file data, digests and compresses chunks on all cores, in a fixed order.
 //! * `chunks`, `blob`: which chunk is stored where; the blob file.
 //! * `v5`, `v6`: the bootstrap in either format.
-//! * `output`: files that appear complete or not at all.
+//! * `assemble`: composes all of them. `output`: files that appear complete or not at all.
 //!
 //! The same tree and options give the same bytes, whatever the number of cores: entries are sorted, chunks are
 //! stored in the order of the tree, nothing records when or where the image was built.
 
+mod archive;
+mod assemble;
+mod base;
 mod blob;
 mod chunks;
 mod codec;
+mod directory;
 mod error;
 mod output;
+mod overlay;
 mod pipeline;
 mod scan;
 mod tree;
@@ -28,23 +34,19 @@ mod v6;
 mod xattr;
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsFd;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use backend::chunk::{Compression, Digester};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 pub use error::BuildError;
 pub use output::TemporaryFile;
 
 use crate::layout::v6::BlobEntry;
-use crate::layout::{Flags, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, trim_zeros};
-use blob::BlobWriter;
+use crate::layout::{Flags, MAX_CHUNK_SIZE, MAX_SYMLINK, MIN_CHUNK_SIZE};
 use chunks::ChunkTable;
-use pipeline::{Feeder, Settings};
+use pipeline::Settings;
 use tree::{Content, InodeId, Tree};
 
 /// Which of the two formats.
@@ -54,6 +56,31 @@ pub enum FsVersion {
     V5,
     /// RAFS v6, an EROFS image.
     V6,
+}
+
+/// How a layer says that something of the layers below is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// It does not; all files are ordinary ones.
+    None,
+    /// Files called `.wh.NAME`, and `.wh..wh..opq`.
+    Oci,
+    /// Character devices 0:0, and directories with the attribute `trusted.overlay.opaque`.
+    Overlayfs,
+}
+
+/// What to build of.
+pub enum Input<'i> {
+    /// A directory of the host. The time of its root is dropped (set to 0), as the format wants it: unpacking a tree
+    /// twice shall not give two images.
+    Directory(&'i Path),
+    /// A tar archive, plain or compressed with gzip or zstd.
+    Archive {
+        /// Its name in messages.
+        name: &'i str,
+        /// Its bytes.
+        stream: &'i mut (dyn Read + Send),
+    },
 }
 
 /// How to build.
@@ -69,6 +96,16 @@ pub struct Options {
     pub digester: Digester,
     /// Bytes of a chunk: a power of two from 4 KiB to 16 MiB.
     pub chunk_size: u32,
+    /// Image (bootstrap) that the new one is a layer on top of. Its blobs stay in use.
+    pub parent: Option<PathBuf>,
+    /// Image (bootstrap) whose chunks are referred to instead of being stored again.
+    pub chunk_dictionary: Option<PathBuf>,
+    /// Markers that remove what is in the parent; without a parent they are dropped. By default those of OCI layers
+    /// with a parent, and none without.
+    pub whiteouts: Option<Whiteouts>,
+    /// Paths to fetch first, in this order: their files are stored at the head of the blob and named in the image's
+    /// prefetch table. A directory stands for all below it. Paths that do not exist are ignored.
+    pub prefetch: Vec<PathBuf>,
     /// Threads that digest and compress; 0 for one per available core. Does not change the result.
     pub threads: usize,
 }
@@ -82,6 +119,10 @@ impl Default for Options {
             level: 3,
             digester: Digester::Blake3,
             chunk_size: 1 << 20,
+            parent: None,
+            chunk_dictionary: None,
+            whiteouts: None,
+            prefetch: Vec::new(),
             threads: 0,
         }
     }
@@ -179,82 +220,61 @@ pub struct BlobReport {
     pub chunk_count: u32,
 }
 
-/// Builds an image of the directory `source`: `output/bootstrap` and `output/blobs/<id>`. `output` is created if
-/// need be; either file appears only when it is complete, the blob before the bootstrap that names it.
+/// Builds an image: `output/bootstrap` and `output/blobs/<id>`. `output` is created if need be; either file appears only
+/// when it is complete, the blob before the bootstrap that names it.
+pub fn build(
+    input: Input<'_>,
+    output: &Path,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Report, BuildError> {
+    options.check()?;
+    match input {
+        Input::Directory(source) => {
+            check_apart(source, output)?;
+            create_output(output)?;
+            let tree = scan::scan(source, progress)?;
+            progress.scan_done();
+            check_tree(source, &tree, options)?;
+            assemble::assemble(output, options, progress, move |feeder| {
+                let first: Vec<Vec<&[u8]>> = options.prefetch.iter().map(|path| names(path)).collect();
+                directory::feed(source, &tree, &first, feeder)?;
+                Ok(tree)
+            })
+        }
+        Input::Archive { name, stream } => {
+            create_output(output)?;
+            let mut stream = archive::decompress(stream, name)?;
+            assemble::assemble(output, options, progress, move |feeder| {
+                let tree = archive::feed(&mut stream, name, feeder, progress)?;
+                check_tree(Path::new(name), &tree, options)?;
+                Ok(tree)
+            })
+        }
+    }
+}
+
+/// [`build`] of a directory of the host.
 pub fn build_directory(
     source: &Path,
     output: &Path,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, BuildError> {
-    options.check()?;
-    let blobs = prepare_output(source, output)?;
-    let tree = scan::scan(source, progress)?;
-    progress.scan_done();
-    check_tree(source, &tree, options)?;
-
-    let mut chunks = ChunkTable::default();
-    let mut blob = BlobWriter::new(&blobs, options.settings(), options.version, 0);
-    let mut references = 0;
-    pipeline::run(
-        options.settings(),
-        std::iter::empty(),
-        progress,
-        |feeder| feed_directory(source, &tree, feeder),
-        |chunk| {
-            let number = match (chunks.find(chunk.key), chunk.stored) {
-                (Some(known), _) => known,
-                (None, Some((bytes, compressed))) => {
-                    chunks.add(blob.append(chunk.key, chunk.crc32c, bytes, compressed)?)?
-                }
-                // The pipeline leaves bytes out only for a key that it handed on before, or that is known.
-                (None, None) => return Err(BuildError::GivenUp),
-            };
-            chunks.append(chunk.owner, number);
-            references += 1;
-            Ok(())
-        },
-    )?;
-    let entry = blob.finish()?;
-    let parts = Parts {
-        tree: &tree,
-        chunks: &chunks,
-        blobs: entry.as_slice(),
-        flags: options.flags(&tree),
-        chunk_size: options.chunk_size,
-        prefetch: &[],
-    };
-    let bootstrap = match options.version {
-        FsVersion::V5 => v5::write(&parts, options.digester)?,
-        FsVersion::V6 => v6::write(&parts)?,
-    };
-    let path = output.join("bootstrap");
-    let file = TemporaryFile::create_in(output)?;
-    file.file()
-        .write_all(&bootstrap)
-        .map_err(BuildError::io("write", &path))?;
-    file.publish(&path)?;
-    Ok(Report {
-        bootstrap: path,
-        bootstrap_size: bootstrap.len() as u64,
-        blob: entry.as_ref().map(blob_report),
-        names: tree.name_count(),
-        data_size: tree.data_size(),
-        chunk_references: references,
-    })
+    build(Input::Directory(source), output, options, progress)
 }
 
-fn blob_report(entry: &BlobEntry) -> BlobReport {
-    BlobReport {
-        id: String::from_utf8_lossy(trim_zeros(&entry.id)).into_owned(),
-        size: entry.compressed_size.get(),
-        uncompressed_size: entry.uncompressed_size.get(),
-        chunk_count: entry.chunk_count.get(),
-    }
+/// The names of a path, from the root.
+fn names(path: &Path) -> Vec<&[u8]> {
+    let name = |component| match component {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    };
+    path.components().filter_map(name).map(OsStr::as_bytes).collect()
 }
 
-/// Creates `output/blobs`; refuses an output that would become part of its own image.
-fn prepare_output(source: &Path, output: &Path) -> Result<PathBuf, BuildError> {
+/// Refuses an output that would become part of its own image.
+fn check_apart(source: &Path, output: &Path) -> Result<(), BuildError> {
     let source = source.canonicalize().map_err(BuildError::io("open", source))?;
     if !source.is_dir() {
         return Err(BuildError::Unsupported {
@@ -262,7 +282,6 @@ fn prepare_output(source: &Path, output: &Path) -> Result<PathBuf, BuildError> {
             reason: "not a directory".into(),
         });
     }
-    let blobs = output.join("blobs");
     let existing = output
         .ancestors()
         .find(|path| path.exists())
@@ -278,8 +297,12 @@ fn prepare_output(source: &Path, output: &Path) -> Result<PathBuf, BuildError> {
             source.display()
         )));
     }
-    std::fs::create_dir_all(&blobs).map_err(BuildError::io("create directory", &blobs))?;
-    Ok(blobs)
+    Ok(())
+}
+
+fn create_output(output: &Path) -> Result<(), BuildError> {
+    let blobs = output.join("blobs");
+    std::fs::create_dir_all(&blobs).map_err(BuildError::io("create directory", &blobs))
 }
 
 /// Finds what the format has no room for, while the path is still known.
@@ -293,7 +316,7 @@ fn check_tree(source: &Path, tree: &Tree, options: &Options) -> Result<(), Build
             };
             let inode = tree.inode(inode);
             if let Content::Symlink(target) = &inode.content
-                && target.len() as u64 > crate::layout::MAX_SYMLINK
+                && target.len() as u64 > MAX_SYMLINK
             {
                 return unsupported(format!(
                     "symbolic link to {} bytes, the format allows 4096",
@@ -311,69 +334,6 @@ fn check_tree(source: &Path, tree: &Tree, options: &Options) -> Result<(), Build
         for entry in tree.inode(visit.inode).entries() {
             check(entry.inode, &entry.name)?;
         }
-    }
-    Ok(())
-}
-
-/// Opens every regular file of the tree once and feeds it.
-fn feed_directory(source: &Path, tree: &Tree, feeder: &mut Feeder<'_>) -> Result<(), BuildError> {
-    let root = rustix::fs::open(source, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(BuildError::errno("open", source))?;
-    let mut fed = vec![false; tree.inode_count()];
-    for visit in tree.directories() {
-        let here = scan::shown(source, &visit.path);
-        let mut directory = None;
-        for entry in tree.inode(visit.inode).entries() {
-            let inode = tree.inode(entry.inode);
-            let Content::Regular { size } = inode.content else {
-                continue;
-            };
-            let Some(fed) = fed.get_mut(entry.inode.position()) else {
-                continue;
-            };
-            if size == 0 || std::mem::replace(fed, true) {
-                continue;
-            }
-            let directory = match &mut directory {
-                Some(directory) => directory,
-                none => none.insert(
-                    scan::open_directory(root.as_fd(), &visit.path)
-                        .map_err(BuildError::errno("open directory", &here))?,
-                ),
-            };
-            let path = here.join(OsStr::from_bytes(&entry.name));
-            let flags =
-                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            let file: File = rustix::fs::openat2(
-                &directory,
-                entry.name.as_slice(),
-                flags,
-                Mode::empty(),
-                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-            )
-            .map_err(BuildError::errno("open", &path))?
-            .into();
-            feeder.file(entry.inode, size, &path, &file)?;
-            check_unchanged(&file, &path, size, &inode.attributes)?;
-        }
-    }
-    Ok(())
-}
-
-/// A file whose size or time is not what the scan saw has no single content that the image could hold.
-fn check_unchanged(file: &File, path: &Path, size: u64, seen: &tree::Attributes) -> Result<(), BuildError> {
-    let stat = rustix::fs::fstat(file).map_err(BuildError::errno("stat", path))?;
-    let changed = |reason: String| {
-        Err(BuildError::Changed {
-            path: path.to_path_buf(),
-            reason,
-        })
-    };
-    if stat.st_size as u64 != size {
-        return changed(format!("it had {size} bytes, it has {}", stat.st_size));
-    }
-    if (stat.st_mtime, stat.st_mtime_nsec as u32) != (seen.mtime, seen.mtime_nsec) {
-        return changed("its modification time is another".into());
     }
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! `rafs build`.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +12,7 @@ use std::time::Instant;
 
 use backend::chunk::{Compression, Digester};
 use clap::ValueEnum;
-use rafs::build::{FsVersion, Options, Progress};
+use rafs::build::{FsVersion, Input, Options, Progress, Whiteouts};
 
 use super::progress::Bar;
 use super::{BoxError, human, parse_size};
@@ -16,8 +20,8 @@ use super::{BoxError, human, parse_size};
 /// Arguments of `rafs build`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Directory to make an image of.
-    directory: PathBuf,
+    /// Directory to make an image of, or a tar (plain, gzip or zstd; - for standard input).
+    source: PathBuf,
     /// Where to write `bootstrap` and `blobs/<id>`; created if need be.
     #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
@@ -36,6 +40,21 @@ pub struct Arguments {
     /// RAFS version.
     #[arg(long, value_enum, default_value_t = VersionName::V6)]
     fs_version: VersionName,
+    /// Build a layer on top of this image (bootstrap); its blobs stay in use.
+    #[arg(long, value_name = "BOOTSTRAP")]
+    parent: Option<PathBuf>,
+    /// Refer to equal chunks of this image (bootstrap) instead of storing them.
+    #[arg(long, value_name = "BOOTSTRAP")]
+    chunk_dict: Option<PathBuf>,
+    /// Markers that remove what is in the parent; by default oci with --parent, else none.
+    #[arg(long, value_enum)]
+    whiteouts: Option<WhiteoutsName>,
+    /// Store the files at or below this path first, and name them in the prefetch table. May be given several times.
+    #[arg(long, value_name = "PATH")]
+    prefetch: Vec<PathBuf>,
+    /// Read paths to prefetch from a file, one per line.
+    #[arg(long, value_name = "FILE")]
+    prefetch_file: Option<PathBuf>,
     /// Threads that digest and compress; 0 for one per core. The image does not depend on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -61,6 +80,13 @@ enum VersionName {
     V6,
     #[value(name = "5")]
     V5,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WhiteoutsName {
+    None,
+    Oci,
+    Overlayfs,
 }
 
 fn parse_chunk_size(text: &str) -> Result<u32, String> {
@@ -94,8 +120,20 @@ impl Progress for Shown {
             bar.expect(self.bytes.load(Ordering::Relaxed));
             bar
         });
+        // Of an archive, more is found while it is read.
+        bar.expect(self.bytes.load(Ordering::Relaxed));
         bar.add(bytes);
     }
+}
+
+fn prefetch_list(arguments: &Arguments) -> Result<Vec<PathBuf>, BoxError> {
+    let mut paths = arguments.prefetch.clone();
+    if let Some(list) = &arguments.prefetch_file {
+        let text = std::fs::read(list).map_err(|e| format!("cannot read {}: {e}", list.display()))?;
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        paths.extend(lines.map(|line| PathBuf::from(OsStr::from_bytes(line))));
+    }
+    Ok(paths)
 }
 
 /// Builds the image and prints a line about it.
@@ -116,11 +154,35 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
             DigesterName::Sha256 => Digester::Sha256,
         },
         chunk_size: arguments.chunk_size,
+        parent: arguments.parent.clone(),
+        chunk_dictionary: arguments.chunk_dict.clone(),
+        whiteouts: arguments.whiteouts.map(|name| match name {
+            WhiteoutsName::None => Whiteouts::None,
+            WhiteoutsName::Oci => Whiteouts::Oci,
+            WhiteoutsName::Overlayfs => Whiteouts::Overlayfs,
+        }),
+        prefetch: prefetch_list(arguments)?,
         threads: arguments.threads,
     };
     let start = Instant::now();
     let shown = Shown::default();
-    let report = rafs::build::build_directory(&arguments.directory, &arguments.output, &options, &shown)?;
+    let source = arguments.source.as_path();
+    let name = source.display().to_string();
+    let report = if source == Path::new("-") {
+        let input = Input::Archive {
+            name: "standard input",
+            stream: &mut io::stdin(),
+        };
+        rafs::build::build(input, &arguments.output, &options, &shown)?
+    } else if source.is_file() {
+        let input = Input::Archive {
+            name: &name,
+            stream: &mut File::open(source)?,
+        };
+        rafs::build::build(input, &arguments.output, &options, &shown)?
+    } else {
+        rafs::build::build(Input::Directory(source), &arguments.output, &options, &shown)?
+    };
     drop(shown);
     println!(
         "bootstrap {} ({}, {} names)",
@@ -138,7 +200,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
             report.chunk_references,
             start.elapsed().as_secs_f32()
         ),
-        None => println!("no blob: the tree has no file data"),
+        None => println!("no blob: there are no new file data"),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,6 @@ pub(super) struct BlobWriter<'d> {
     directory: &'d Path,
     settings: Settings,
     version: FsVersion,
-    blob_index: u32,
     /// Created with the first chunk: an image without data has no blob.
     output: Option<Output>,
     chunk_count: u32,
@@ -67,13 +66,12 @@ impl Output {
 }
 
 impl<'d> BlobWriter<'d> {
-    /// A blob in `directory` that will be number `blob_index` of its image.
-    pub(super) fn new(directory: &'d Path, settings: Settings, version: FsVersion, blob_index: u32) -> Self {
+    /// A blob in `directory`.
+    pub(super) fn new(directory: &'d Path, settings: Settings, version: FsVersion) -> Self {
         Self {
             directory,
             settings,
             version,
-            blob_index,
             output: None,
             chunk_count: 0,
             uncompressed_end: 0,
@@ -81,7 +79,7 @@ impl<'d> BlobWriter<'d> {
         }
     }
 
-    /// Stores a chunk and describes where.
+    /// Stores a chunk and describes where; which number the blob has in its image is for the caller to say.
     pub(super) fn append(
         &mut self,
         key: Key,
@@ -127,7 +125,7 @@ impl<'d> BlobWriter<'d> {
         }
         let record = ChunkRecord {
             digest,
-            blob_index: U32::new(self.blob_index),
+            blob_index: U32::new(0),
             flags: U32::new(ChunkFlags::HAS_CRC32C | if compressed { ChunkFlags::COMPRESSED } else { 0 }),
             compressed_size: U32::new(compressed_size),
             uncompressed_size: U32::new(size),
@@ -141,15 +139,11 @@ impl<'d> BlobWriter<'d> {
         Ok(record)
     }
 
-    /// Completes the blob and gives it its name, the hexadecimal sha256 of its bytes. `None` if no chunk was
-    /// stored.
-    pub(super) fn finish(mut self) -> Result<Option<BlobEntry>, BuildError> {
-        let Some(mut output) = self.output.take() else {
-            return Ok(None);
-        };
-        let mut entry = BlobEntry {
+    /// What is known of the blob so far.
+    pub(super) fn entry(&self) -> BlobEntry {
+        BlobEntry {
             id: [0; 64],
-            index: U32::new(self.blob_index),
+            index: U32::new(0),
             chunk_size: U32::new(self.settings.chunk_size),
             chunk_count: U32::new(self.chunk_count),
             compression: U32::new(compression_number(self.settings.compression)),
@@ -168,7 +162,16 @@ impl<'d> BlobWriter<'d> {
             cipher_iv: [0; 8],
             cipher: U32::new(0),
             reserved: [0; 36],
+        }
+    }
+
+    /// Completes the blob and gives it its name, the hexadecimal sha256 of its bytes. `None` if no chunk was
+    /// stored.
+    pub(super) fn finish(mut self) -> Result<Option<BlobEntry>, BuildError> {
+        let Some(mut output) = self.output.take() else {
+            return Ok(None);
         };
+        let mut entry = self.entry();
         if self.version == FsVersion::V6 {
             entry.features = U32::new(Features::CAP_TAR_TOC | Features::ALIGNED);
             entry.uncompressed_size = U64::new(self.uncompressed_end.next_multiple_of(V6_ALIGNMENT));

@@ -20,6 +20,11 @@ pub(super) struct ChunkTable {
 }
 
 impl ChunkTable {
+    /// Digests and sizes of all chunks.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.by_key.keys().copied()
+    }
+
     /// The chunk with these bytes.
     pub(super) fn find(&self, key: Key) -> Option<ChunkNumber> {
         self.by_key.get(&key).copied()
@@ -56,15 +61,22 @@ impl ChunkTable {
             .map(|number| self.record(*number))
     }
 
+    /// What is known of a chunk.
     #[allow(clippy::indexing_slicing)] // numbers are positions that `add` gave, and nothing is taken out
-    fn record(&self, number: ChunkNumber) -> &ChunkRecord {
+    pub(super) fn record(&self, number: ChunkNumber) -> &ChunkRecord {
         &self.records[number as usize]
     }
 
-    /// Every chunk that a file uses, once, by digest, then blob: the chunk table of v6 (section 11).
-    pub(super) fn referenced(&self) -> Vec<&ChunkRecord> {
+    /// Every chunk that a file with a name uses, once, by digest, then blob: the chunk table of v6 (section 11).
+    /// `named` tells of each inode whether a name leads to it.
+    pub(super) fn referenced(&self, named: &[bool]) -> Vec<&ChunkRecord> {
         let mut used = vec![false; self.records.len()];
-        for number in self.by_file.iter().flatten() {
+        let files = self
+            .by_file
+            .iter()
+            .zip(named)
+            .filter_map(|(chunks, named)| named.then_some(chunks));
+        for number in files.flatten() {
             if let Some(used) = used.get_mut(*number as usize) {
                 *used = true;
             }

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::error::{Damaged, OpenError};
+use crate::tar::TarError;
+
 /// An image could not be built. The message names the path or value; the cause, where there is one, is the
 /// error's source.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,25 @@ pub enum BuildError {
     /// The options contradict each other or the format.
     #[error("{0}")]
     Options(String),
+    /// An archive cannot be read.
+    #[error("{name}")]
+    Archive {
+        /// The archive.
+        name: String,
+        /// Why.
+        source: TarError,
+    },
+    /// An image that was to be built upon cannot be opened.
+    #[error("cannot build upon an image")]
+    Image(#[source] OpenError),
+    /// An image that was to be built upon is damaged.
+    #[error("cannot build upon {}", path.display())]
+    Damaged {
+        /// The image.
+        path: PathBuf,
+        /// Where.
+        source: Damaged,
+    },
     /// The build was given up because another part of it failed; that part's error is the one to report.
     #[error("the build was given up")]
     GivenUp,
@@ -76,6 +98,16 @@ impl BuildError {
             action,
             path,
             source: source.into(),
+        }
+    }
+
+    /// The tree has outgrown its ids.
+    pub(crate) fn too_many_inodes() -> Self {
+        let limit = u64::from(u32::MAX);
+        Self::Limit {
+            what: "number of inodes",
+            value: limit + 1,
+            limit,
         }
     }
 

@@ -275,7 +275,6 @@ pub(super) struct Feeder<'p> {
 }
 
 impl Feeder<'_> {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the entrance for archives"))]
     /// Cuts `size` bytes of `data` into the chunks of file `owner`. `path` is for messages.
     pub(super) fn stream(
         &mut self,

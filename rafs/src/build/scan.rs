@@ -90,11 +90,7 @@ pub(super) fn scan(source: &Path, progress: &dyn Progress) -> Result<Tree, Build
                 Some(known) => *known,
                 None => {
                     let inode = read_inode(&fd, &name, &stat, kind, &shown)?;
-                    let id = tree.add(inode).ok_or(BuildError::Limit {
-                        what: "number of inodes",
-                        value: u64::from(u32::MAX) + 1,
-                        limit: u64::from(u32::MAX),
-                    })?;
+                    let id = tree.add(inode).ok_or_else(BuildError::too_many_inodes)?;
                     if shared {
                         links.insert(key, id);
                     }
@@ -162,7 +158,11 @@ fn read_inode(
                 .into_bytes(),
         ),
         FileType::CharacterDevice | FileType::BlockDevice => Content::Device {
-            rdev: encode_rdev(stat.st_rdev, shown)?,
+            rdev: encode_rdev(
+                rustix::fs::major(stat.st_rdev),
+                rustix::fs::minor(stat.st_rdev),
+                shown,
+            )?,
         },
         FileType::Fifo | FileType::Socket => Content::Special,
         FileType::Unknown => {
@@ -180,8 +180,7 @@ fn read_inode(
 }
 
 /// The 32 bits that RAFS has for a device number (v5 section 9).
-fn encode_rdev(rdev: u64, shown: &Path) -> Result<u32, BuildError> {
-    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+pub(super) fn encode_rdev(major: u32, minor: u32, shown: &Path) -> Result<u32, BuildError> {
     if major > 0xfff || minor > 0xf_ffff {
         return Err(BuildError::Unsupported {
             path: shown.to_path_buf(),

@@ -13,6 +13,12 @@ impl InodeId {
     /// The root directory of every tree.
     pub const ROOT: Self = Self(0);
 
+    /// The id of an inode after `count` others were put in front of it.
+    pub(super) fn moved(self, count: usize) -> Self {
+        // `Tree::add` and `Tree::append` keep the sum in range.
+        Self(self.0.saturating_add(count as u32))
+    }
+
     /// Position in a table with one element per inode.
     pub fn position(self) -> usize {
         self.0 as usize
@@ -142,6 +148,60 @@ impl Tree {
         &mut self.inodes[id.position()]
     }
 
+    /// Adds all inodes of another tree, their ids moved by the number of those that are here; its root, which no
+    /// name leads to.
+    pub(super) fn append(&mut self, other: Self) -> InodeId {
+        let moved = self.inodes.len();
+        self.inodes.extend(other.inodes.into_iter().map(|mut inode| {
+            if let Content::Directory(entries) = &mut inode.content {
+                entries
+                    .iter_mut()
+                    .for_each(|entry| entry.inode = entry.inode.moved(moved));
+            }
+            inode
+        }));
+        InodeId::ROOT.moved(moved)
+    }
+
+    /// Makes two inodes change places; names lead to the other one then.
+    pub(super) fn swap(&mut self, a: InodeId, b: InodeId) {
+        self.inodes.swap(a.position(), b.position());
+    }
+
+    /// What the names of a path, from the root, lead to.
+    pub(super) fn find(&self, names: &[&[u8]]) -> Option<InodeId> {
+        names.iter().try_fold(InodeId::ROOT, |at, name| {
+            let entries = self.inode(at).entries();
+            let found = entries
+                .binary_search_by(|entry| entry.name.as_slice().cmp(name))
+                .ok()?;
+            Some(entries.get(found)?.inode)
+        })
+    }
+
+    /// Of each inode, whether a name leads to it. Layers leave some behind.
+    pub(super) fn named(&self) -> Vec<bool> {
+        let mut named = vec![false; self.inodes.len()];
+        let mut name = |inode: InodeId| {
+            if let Some(named) = named.get_mut(inode.position()) {
+                *named = true;
+            }
+        };
+        name(InodeId::ROOT);
+        self.directories()
+            .flat_map(|visit| self.inode(visit.inode).entries())
+            .for_each(|entry| name(entry.inode));
+        named
+    }
+
+    /// Inodes that a name leads to.
+    fn named_inodes(&self) -> impl Iterator<Item = &Inode> {
+        self.inodes
+            .iter()
+            .zip(self.named())
+            .filter_map(|(inode, named)| named.then_some(inode))
+    }
+
     /// Number of inodes, including those that no name leads to (any more).
     pub fn inode_count(&self) -> usize {
         self.inodes.len()
@@ -185,12 +245,12 @@ impl Tree {
             Content::Regular { size } => size,
             _ => 0,
         };
-        self.inodes.iter().map(size).sum()
+        self.named_inodes().map(size).sum()
     }
 
     /// Whether any inode has extended attributes.
     pub fn has_xattrs(&self) -> bool {
-        self.inodes.iter().any(|inode| !inode.xattrs.is_empty())
+        self.named_inodes().any(|inode| !inode.xattrs.is_empty())
     }
 
     /// Numbers and link counts of all inodes.

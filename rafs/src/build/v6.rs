@@ -7,6 +7,7 @@
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
+use crate::layout::blob::Features;
 use crate::layout::v5::ChunkRecord;
 use crate::layout::v6::{
     self, BlobEntry, ChunkAddress, DeviceSlot, Dirent, ExtendedInode, ExtendedSuperBlock, FileType,
@@ -48,7 +49,7 @@ pub(super) fn write(parts: &Parts<'_>) -> Result<Vec<u8>, BuildError> {
     } else {
         align(prefetch_offset + prefetch_size, v6::TABLE_ALIGNMENT)
     };
-    let referenced = parts.chunks.referenced();
+    let referenced = parts.chunks.referenced(&parts.tree.named());
     let chunk_table_offset = align(base + plan.end, v6::TABLE_ALIGNMENT);
     let chunk_table_size = (referenced.len() * size_of::<ChunkRecord>()) as u64;
     let size = align(chunk_table_offset + chunk_table_size, v6::TABLE_ALIGNMENT);
@@ -112,8 +113,12 @@ pub(super) fn write(parts: &Parts<'_>) -> Result<Vec<u8>, BuildError> {
         reserved: [0; 38],
     };
     image.put(v6::SUPERBLOCK_OFFSET, superblock.as_bytes());
-    // "All blobs have it" is true of no blob.
-    let inlined = if parts.blobs.is_empty() {
+    // True of no blob, too.
+    let all_inlined = parts
+        .blobs
+        .iter()
+        .all(|blob| Features(blob.features.get()).has(Features::INLINED_CHUNK_DIGEST));
+    let inlined = if all_inlined {
         Flags::INLINED_CHUNK_DIGEST
     } else {
         0
