@@ -1,4 +1,5 @@
 //! What happens to machines: killed and started again, stopped and continued, reset, their driver taken away.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! A real guest, end to end: a container on a lazily loaded image, its writes on the host, a second container beside it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

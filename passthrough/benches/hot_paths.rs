@@ -65,7 +65,7 @@ fn main() {
             &line("lookup of a known name"),
             || discard(black_box(fs.lookup(&ctx, ROOT, c"file"))),
             || {
-                drop(black_box(rustix::fs::statx(
+                discard(black_box(rustix::fs::statx(
                     &directory,
                     c"file",
                     AtFlags::SYMLINK_NOFOLLOW,

@@ -231,10 +231,10 @@ mod tests {
         assert!(arguments.take::<u32>().is_err());
     }
 
-    fn extensions(
-        bytes: &[u8],
-        units: u16,
-    ) -> Result<(Option<u32>, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>), Errno> {
+    /// Supplementary group, labels, and the bytes in front of the extensions.
+    type Found = (Option<u32>, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>);
+
+    fn extensions(bytes: &[u8], units: u16) -> Result<Found, Errno> {
         let header = InHeader {
             total_extlen: units,
             ..InHeader::default()
