@@ -86,7 +86,7 @@ fn main() {
                 share.release(inode, handle);
             },
             || {
-                drop(black_box(rustix::fs::openat(
+                discard(black_box(rustix::fs::openat(
                     &directory,
                     c"file",
                     OFlags::RDONLY,
