@@ -50,8 +50,12 @@ struct OwnImage {
 
 impl OwnImage {
     fn build(version: FsVersion) -> Self {
+        Self::build_of(version, make_tree)
+    }
+
+    fn build_of(version: FsVersion, make: fn(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        make_tree(&dir.path().join("tree"));
+        make(&dir.path().join("tree"));
         let options = Options {
             version,
             chunk_size: 0x1000,
@@ -184,6 +188,42 @@ fn nothing_of_an_image_can_be_changed() {
     let stat = mount.fs.statfs(&context, mount.fs.root()).unwrap();
     assert!(stat.f_blocks * stat.f_bsize > 200_000 && stat.f_bfree == 0 && stat.f_namemax == 255);
     assert!(stat.f_files > 300);
+}
+
+#[test]
+fn a_directory_cannot_be_entered_from_below() {
+    // One name per directory: no neighbours tell that an entry is wrong.
+    let image = OwnImage::build_of(FsVersion::V6, |root| {
+        fs::create_dir_all(root.join("deep/er/and")).unwrap()
+    });
+    let reader = Reader::open(&image.bootstrap()).unwrap();
+    let id = |path: &[u8]| reader.at_path(path).unwrap().unwrap().id;
+    let bytes = fs::read(image.bootstrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join("bootstrap");
+    // Entries: node id, offset of the name, type 2 for directories.
+    let entries = |nid: u64| -> Vec<usize> {
+        let is_entry = |at: &usize| bytes[*at..].starts_with(&nid.to_le_bytes()) && bytes[at + 10] == 2;
+        (0..bytes.len() - 12).filter(is_entry).collect()
+    };
+    let root = reader.root();
+    for (child, ancestor) in [
+        (id(b"/deep"), root),
+        (id(b"/deep/er"), root),
+        (id(b"/deep/er/and"), id(b"/deep")),
+    ] {
+        let mut refused = 0;
+        for at in entries(child) {
+            let mut copy = fs::read(image.bootstrap()).unwrap();
+            copy[at..at + 8].copy_from_slice(&ancestor.to_le_bytes());
+            fs::write(&damaged, &copy).unwrap();
+            let reader = Reader::open(&damaged).unwrap();
+            refused += reader.check(&mut |_, _| {}).faults;
+            let mount = image.place().mount(&damaged).unwrap();
+            assert!(mount.walk().unwrap().len() < 10, "a loop");
+        }
+        assert!(refused > 0, "no entry was changed");
+    }
 }
 
 /// Looks at everything that a damaged image still gives. Must end, and must not panic.

@@ -117,6 +117,8 @@ fn target(image: &Image, dir: &Inode, block: &Block<'_>, index: usize) -> Result
         b"." if nid != dir.id => Err(damaged("`.` is another directory")),
         b"." | b".." if inode.kind != Kind::Directory => Err(damaged("`.` or `..` is no directory")),
         b"." | b".." => Ok(inode),
+        // The root is its own parent, so the next check would let it through.
+        _ if nid == image.root() => Err(damaged("leads back to the root")),
         // The one parent of each directory also keeps a tree free of loops.
         _ if inode.kind == Kind::Directory && parent(image, &inode)? != Some(dir.id) => {
             Err(damaged("leads to a directory with another parent"))
