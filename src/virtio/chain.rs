@@ -48,9 +48,7 @@ struct Descriptor {
 }
 
 impl Descriptor {
-    fn decode(bytes: [u8; DESCRIPTOR]) -> Self {
-        // One number instead of four slices: there is nothing here that could be out of bounds.
-        let all = u128::from_le_bytes(bytes);
+    fn decode(all: u128) -> Self {
         Descriptor {
             address: all as u64,
             length: (all >> 64) as u32,
@@ -75,11 +73,11 @@ impl Table<'_> {
     fn get(&self, index: u16) -> Result<Descriptor, Unmapped> {
         let offset = usize::from(index) * DESCRIPTOR;
         match self {
-            Table::Window(window) => Ok(Descriptor::decode(window.load(offset))),
+            Table::Window(window) => Ok(Descriptor::decode(window.load_u128(offset))),
             Table::Scattered(memory, address) => {
                 let mut bytes = [0; DESCRIPTOR];
                 memory.read(address.saturating_add(offset as u64), &mut bytes)?;
-                Ok(Descriptor::decode(bytes))
+                Ok(Descriptor::decode(u128::from_le_bytes(bytes)))
             }
         }
     }

@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use fuse_backend_rs::api::filesystem::{ZeroCopyReader, ZeroCopyWriter};
 use fuse_backend_rs::file_buf::FileVolatileSlice;
@@ -72,20 +72,39 @@ impl GuestMemory {
         self.regions.get(index).filter(|region| region.start <= address)
     }
 
-    /// Calls `each` with the host address and length of every contiguous piece of a guest range, in order.
+    /// Calls `each` with the host address and length of every contiguous piece of a guest range, in order. `hint` is
+    /// the region where the last range was found.
     fn pieces(
         &self,
+        hint: &mut usize,
         address: u64,
         length: usize,
         mut each: impl FnMut(usize, usize),
     ) -> Result<(), Unmapped> {
+        if let Some(region) = self.regions.get(*hint)
+            && address >= region.start
+            && address
+                .checked_add(length as u64)
+                .is_some_and(|end| end <= region.end)
+        {
+            if length > 0 {
+                each(region.host + (address - region.start) as usize, length);
+            }
+            return Ok(());
+        }
         let unmapped = Unmapped {
             address,
             length: length as u64,
         };
         let (mut at, mut left) = (address, length);
         while left > 0 {
-            let region = self.region(at).ok_or(unmapped)?;
+            let index = self.regions.partition_point(|region| region.end <= at);
+            let region = self
+                .regions
+                .get(index)
+                .filter(|region| region.start <= at)
+                .ok_or(unmapped)?;
+            *hint = index;
             let offset = at - region.start;
             let piece = left.min(usize::try_from(region.end - at).unwrap_or(usize::MAX));
             each(region.host + offset as usize, piece);
@@ -98,7 +117,7 @@ impl GuestMemory {
     /// Copies guest bytes into `buffer`.
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unmapped> {
         let mut done = 0;
-        self.pieces(address, buffer.len(), |host, length| {
+        self.pieces(&mut 0, address, buffer.len(), |host, length| {
             if let Some(part) = buffer.get_mut(done..done + length) {
                 copy_from(host, part);
             }
@@ -187,13 +206,27 @@ impl Window {
         }
     }
 
-    /// Copies `N` bytes at `offset`; zeros outside of the window.
-    pub fn load<const N: usize>(&self, offset: usize) -> [u8; N] {
-        let mut bytes = [0; N];
-        if offset.checked_add(N).is_some_and(|end| end <= self.length) {
-            copy_from(self.host + offset, &mut bytes);
+    /// Copies 16 bytes at `offset`, a multiple of 16, as a little-endian number; 0 outside of the window.
+    pub fn load_u128(&self, offset: usize) -> u128 {
+        let host = self.host + offset;
+        if offset.checked_add(16).is_none_or(|end| end > self.length) {
+            return 0;
         }
-        bytes
+        if !host.is_multiple_of(8) {
+            let mut bytes = [0; 16];
+            copy_from(host, &mut bytes);
+            return u128::from_le_bytes(bytes);
+        }
+        // SAFETY: the sixteen bytes lie inside the window, are aligned for two numbers of eight, and stay mapped
+        // while `self.memory` lives. All bit patterns are valid.
+        let halves = unsafe {
+            [
+                AtomicU64::from_ptr(host as *mut u64),
+                AtomicU64::from_ptr((host + 8) as *mut u64),
+            ]
+        };
+        let [low, high] = halves.map(|half| u128::from(u64::from_le(half.load(Ordering::Relaxed))));
+        low | high << 64
     }
 
     /// Writes `bytes` at `offset`; nothing outside of the window.
@@ -345,6 +378,8 @@ pub struct Buffers {
     memory: Arc<GuestMemory>,
     readable: Segments,
     writable: Segments,
+    /// The region in which the last buffer was found: the next one is mostly there too.
+    hint: usize,
 }
 
 impl Buffers {
@@ -354,6 +389,7 @@ impl Buffers {
             memory,
             readable: Segments::default(),
             writable: Segments::default(),
+            hint: 0,
         }
     }
 
@@ -373,14 +409,24 @@ impl Buffers {
 
     /// Adds bytes that the guest wants read.
     pub fn push_readable(&mut self, address: u64, length: usize) -> Result<(), Unmapped> {
-        let Buffers { memory, readable, .. } = self;
-        memory.pieces(address, length, |host, length| readable.push(host, length))
+        let Buffers {
+            memory,
+            readable,
+            hint,
+            ..
+        } = self;
+        memory.pieces(hint, address, length, |host, length| readable.push(host, length))
     }
 
     /// Adds room that the guest wants written.
     pub fn push_writable(&mut self, address: u64, length: usize) -> Result<(), Unmapped> {
-        let Buffers { memory, writable, .. } = self;
-        memory.pieces(address, length, |host, length| writable.push(host, length))
+        let Buffers {
+            memory,
+            writable,
+            hint,
+            ..
+        } = self;
+        memory.pieces(hint, address, length, |host, length| writable.push(host, length))
     }
 
     /// Bytes to read.
