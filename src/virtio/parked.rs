@@ -49,7 +49,7 @@ pub struct ImageRead {
 }
 
 struct Entry {
-    parked: Parked,
+    parked: Box<Parked>,
     since: Instant,
     /// Where its file is mounted; empty for the pseudo tree.
     place: String,
@@ -207,7 +207,7 @@ impl Deferred {
         &self,
         request: Request<'_>,
         mount: Option<&Arc<Mount>>,
-        entry: impl FnOnce(Parked) -> Entry,
+        entry: impl FnOnce(Box<Parked>) -> Entry,
     ) -> Option<u64> {
         let mut state = self.state.lock();
         // Closing a mount sets its mark first and then empties the table under this lock.
@@ -491,7 +491,7 @@ fn read_again(
     mount: &Mount,
     read: ImageRead,
     held: &HeldChunks,
-) -> Option<(Parked, Absent)> {
+) -> Option<(Box<Parked>, Absent)> {
     let Instance::Rafs(image) = &mount.instance else {
         request.fail(libc::EIO);
         return None;

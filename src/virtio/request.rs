@@ -150,16 +150,16 @@ impl<'a> Request<'a> {
     }
 
     /// Keeps the request for later: nothing touches its buffers until [`Parked::resume`].
-    pub fn park(mut self) -> Parked {
+    pub fn park(mut self) -> Box<Parked> {
         self.answered = true;
-        let parked = Parked {
+        let parked = Box::new(Parked {
             ring: Arc::clone(self.ring),
             buffers: self.buffers.take(),
             head: self.head,
             unique: self.unique,
             about: self.about,
             settled: false,
-        };
+        });
         parked.ring.park(parked.head);
         parked
     }
@@ -202,7 +202,7 @@ impl Parked {
     }
 
     /// Makes the request active, or gives it back because its ring does not run now.
-    pub fn resume(mut self) -> Result<Resumed, Parked> {
+    pub fn resume(mut self: Box<Self>) -> Result<Resumed, Box<Parked>> {
         if !self.ring.unpark(self.head) {
             return Err(self);
         }
@@ -219,7 +219,7 @@ impl Parked {
 
 /// A request that was parked and is active again. The driver is told when this is dropped.
 pub struct Resumed {
-    parked: Parked,
+    parked: Box<Parked>,
 }
 
 impl Resumed {
@@ -232,7 +232,7 @@ impl Resumed {
             unique,
             about,
             ..
-        } = &mut self.parked;
+        } = &mut *self.parked;
         let mut request = Request::new(ring, buffers, metrics, *head, *unique);
         request.is_about(*about);
         request
