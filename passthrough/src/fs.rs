@@ -13,6 +13,7 @@ mod attr;
 mod create;
 mod dir;
 mod file;
+mod ioctl;
 mod locks;
 mod lookup;
 mod names;
@@ -31,7 +32,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 pub use attr::{Statx, Timestamp};
 pub use create::CreateExtras;
 pub(crate) use dir::DirStream;
-pub use file::IoctlReply;
+pub use ioctl::IoctlReply;
 
 use crate::config::Options;
 use crate::error::Error;

@@ -304,3 +304,72 @@ fn threads_that_compete_for_descriptors_get_their_own_files() {
     });
     assert!(share.fs.budget().used() <= 16);
 }
+
+/// Memory of this process, in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim()
+        .trim_end_matches(" kB")
+        .trim()
+        .parse::<usize>()
+        .unwrap()
+        * 1024
+}
+
+#[test]
+#[ignore = "makes a million files: takes minutes"]
+fn a_million_files_take_bounded_memory_and_give_it_back() {
+    let _turn = turn();
+    const DIRECTORIES: usize = 1_000;
+    const FILES: usize = 1_000;
+    const LIMIT: usize = 512;
+    let share = share(LIMIT);
+    for directory in 0..DIRECTORIES {
+        std::fs::create_dir(share.path(&format!("f{directory}"))).unwrap();
+        for file in 0..FILES {
+            std::fs::File::create(share.path(&format!("f{directory}/f{file}"))).unwrap();
+        }
+    }
+    let (descriptors, before) = (open_descriptors(), resident());
+    let mut nodes = Vec::with_capacity(DIRECTORIES * (FILES + 1));
+    let empty = resident();
+    for directory in 0..DIRECTORIES {
+        let parent = share.lookup(ROOT, &name(directory)).unwrap().inode;
+        nodes.push(parent);
+        for file in 0..FILES {
+            nodes.push(share.lookup(parent, &name(file)).unwrap().inode);
+        }
+        assert!(open_descriptors() <= descriptors + LIMIT + 1);
+    }
+    let full = resident();
+    println!(
+        "{} nodes, {} bytes each",
+        nodes.len(),
+        (full - empty) / nodes.len()
+    );
+    for node in nodes.iter().step_by(997) {
+        share.stat(*node).unwrap();
+    }
+    for node in &nodes {
+        share.fs.forget(&root(), *node, 1);
+    }
+    drop(nodes);
+    // SAFETY: has the allocator return what is free to the system, nothing more.
+    unsafe { libc::malloc_trim(0) };
+    println!(
+        "{} KiB more than before",
+        resident().saturating_sub(before) / 1024
+    );
+    assert_eq!((share.fs.inode_count(), share.fs.budget().used()), (1, 0));
+    assert_eq!(open_descriptors(), descriptors);
+    assert!(
+        (full - empty) / (DIRECTORIES * FILES) < 250,
+        "{} bytes in all",
+        full - empty
+    );
+    assert!(resident().saturating_sub(before) < 16 << 20);
+}

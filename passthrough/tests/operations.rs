@@ -415,6 +415,18 @@ fn inode_flags_travel_by_ioctl() {
     assert_eq!(changed, flags | NODUMP);
     assert_eq!(ioctl(0x801c_581f, &[], 28).unwrap().data().len(), 28);
     assert_eq!(code(ioctl(GET, &[], 3)), libc::EINVAL);
+    // The project that the host counts the file for is the host's.
+    assert_eq!(
+        code(ioctl(SET, &(flags | 0x2000_0000).to_ne_bytes(), 0)),
+        libc::EPERM
+    );
+    let extended = ioctl(0x801c_581f, &[], 28).unwrap().data().to_vec();
+    ioctl(0x401c_5820, &extended, 0).unwrap();
+    for (at, bit) in [(1, 2), (12, 1)] {
+        let mut changed = extended.clone();
+        changed[at] ^= bit;
+        assert_eq!(code(ioctl(0x401c_5820, &changed, 0)), libc::EPERM);
+    }
     assert_eq!(code(ioctl(SET, &[0, 0], 0)), libc::EINVAL);
     assert_eq!(code(ioctl(0x5401, &[0; 64], 64)), libc::ENOTTY);
 }

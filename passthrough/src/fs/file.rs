@@ -12,7 +12,7 @@ use super::PassthroughFs;
 use crate::credentials::WithoutFsetid;
 use crate::handle::Handle;
 use crate::inode::Inode;
-use crate::sys::{self, Transfer, errno};
+use crate::sys::{Transfer, errno};
 
 /// Most bytes that one COPY_FILE_RANGE reply can report: its count has 32 bits.
 const COPY_MAX: u64 = 0xffff_f000;
@@ -24,34 +24,6 @@ const HONOURED: OFlags = OFlags::RWMODE
     .union(OFlags::SYNC)
     .union(OFlags::DSYNC)
     .union(OFlags::NOATIME);
-
-/// The answer to an ioctl: its result and the bytes it wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoctlReply {
-    /// Return value of the ioctl.
-    pub result: i32,
-    data: [u8; 28],
-    len: usize,
-}
-
-impl IoctlReply {
-    fn new(data: &[u8]) -> Self {
-        let mut reply = IoctlReply {
-            result: 0,
-            data: [0; 28],
-            len: data.len().min(28),
-        };
-        for (to, from) in reply.data.iter_mut().zip(data) {
-            *to = *from;
-        }
-        reply
-    }
-
-    /// What the ioctl wrote.
-    pub fn data(&self) -> &[u8] {
-        self.data.get(..self.len).unwrap_or(&[])
-    }
-}
 
 impl PassthroughFs {
     /// What the host's open gets of the flags of a guest's.
@@ -268,60 +240,5 @@ impl PassthroughFs {
             Some(&mut offset_out),
             length,
         )?)
-    }
-
-    /// The ioctls that get and set inode flags (`chattr`) and extended flags (project ids); all others are ENOTTY.
-    ///
-    /// `input` is what the guest sent, `out_size` how much it takes back, both in bytes.
-    ///
-    /// # Errors
-    ///
-    /// ENOTTY, EINVAL for an argument of the wrong size, EBADF, EROFS, and what the host's file system says.
-    pub fn ioctl_inline(
-        &self,
-        _: &Context,
-        inode: u64,
-        handle: u64,
-        command: u32,
-        input: &[u8],
-        out_size: u32,
-    ) -> io::Result<IoctlReply> {
-        let handle = self.handles.get_any(handle, inode)?;
-        let wrong_size = || errno(libc::EINVAL);
-        match command {
-            sys::FS_IOC_GETFLAGS => {
-                let mut flags = [0; 4];
-                sys::inode_flags(handle.as_fd(), command, &mut flags)?;
-                let reply = IoctlReply::new(&flags);
-                if (out_size as usize) < reply.len {
-                    Err(wrong_size())
-                } else {
-                    Ok(reply)
-                }
-            }
-            sys::FS_IOC_SETFLAGS => {
-                self.writable()?;
-                let mut flags = *input.first_chunk::<4>().ok_or_else(wrong_size)?;
-                sys::inode_flags(handle.as_fd(), command, &mut flags)?;
-                Ok(IoctlReply::new(&[]))
-            }
-            sys::FS_IOC_FSGETXATTR => {
-                let mut flags = [0; 28];
-                sys::extended_flags(handle.as_fd(), command, &mut flags)?;
-                let reply = IoctlReply::new(&flags);
-                if (out_size as usize) < reply.len {
-                    Err(wrong_size())
-                } else {
-                    Ok(reply)
-                }
-            }
-            sys::FS_IOC_FSSETXATTR => {
-                self.writable()?;
-                let mut flags = *input.first_chunk::<28>().ok_or_else(wrong_size)?;
-                sys::extended_flags(handle.as_fd(), command, &mut flags)?;
-                Ok(IoctlReply::new(&[]))
-            }
-            _ => Err(errno(libc::ENOTTY)),
-        }
     }
 }

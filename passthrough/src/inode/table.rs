@@ -24,6 +24,8 @@ use crate::proc::ProcFd;
 
 /// Node ids have this many bits.
 const ID_BITS: u32 = 40;
+/// Room that a shard keeps once it has had it.
+const SHARD_MIN: usize = 128;
 /// Parts of each set.
 const SHARDS: usize = 64;
 
@@ -92,6 +94,13 @@ impl Hasher for IdHasher {
 
     fn write_u64(&mut self, value: u64) {
         self.0 = value.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+/// Gives memory back when most of a shard is empty; moving the rest costs less than the removals before it did.
+fn shrink<T: Eq + Hash, S: BuildHasher>(shard: &mut HashSet<T, S>) {
+    if shard.capacity() > SHARD_MIN && shard.len() < shard.capacity() / 8 {
+        shard.shrink_to(shard.len() * 2);
     }
 }
 
@@ -289,12 +298,15 @@ impl InodeTable {
         if !inode.forget(count) {
             return;
         }
-        let mut shard = self.key_shard(&inode.key).write();
-        if shard.get(&inode.key).is_some_and(|current| current.0.id == id) {
-            shard.remove(&inode.key);
+        let mut keys = self.key_shard(&inode.key).write();
+        if keys.get(&inode.key).is_some_and(|current| current.0.id == id) {
+            keys.remove(&inode.key);
+            shrink(&mut keys);
         }
-        drop(shard);
-        self.id_shard(id).write().remove(&id);
+        drop(keys);
+        let mut ids = self.id_shard(id).write();
+        ids.remove(&id);
+        shrink(&mut ids);
     }
 
     /// Forgets everything but the root, whatever the counts say.
