@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ids::IdMaps;
 use crate::inode::FdBudget;
 use crate::xattr_rules::XattrRules;
 
@@ -84,6 +85,9 @@ pub struct Options {
     pub xattr: bool,
     /// Names under which the host stores the guest's attributes; `None`: their own.
     pub xattr_rules: Option<Arc<XattrRules>>,
+    /// What users and groups of the guest are on the host. Empty: the same, or, where the daemon may not change its own,
+    /// the guest's user 0 and group 0 are the daemon's. Numbers inside ACLs are not translated, so there are none then.
+    pub ids: IdMaps,
     /// Serve POSIX ACLs: asks for them, and for unmasked modes, at INIT. Needs `xattr`.
     pub posix_acl: bool,
     /// Honour O_DIRECT of a guest's open. Off: the flag is dropped.
@@ -113,6 +117,7 @@ impl Options {
             cache: CachePolicy::default(),
             xattr: true,
             xattr_rules: None,
+            ids: IdMaps::default(),
             posix_acl: false,
             allow_direct_io: false,
             writeback: false,

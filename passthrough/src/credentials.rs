@@ -21,6 +21,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
+use crate::ids::{IdMap, IdMaps};
 use crate::sys::{errno, unshare_fs};
 
 thread_local! {
@@ -71,6 +72,25 @@ fn base() -> io::Result<Base> {
         }
         Ok(*cell.get_or_init(|| base))
     })
+}
+
+/// What the guest's user 0 is if nothing else is said: user 0, or the daemon's own user if the daemon can be no other.
+pub(crate) fn ids_of_daemon() -> IdMaps {
+    let sets = CapabilitySet::SETUID | CapabilitySet::SETGID;
+    if capabilities(None).is_ok_and(|own| own.effective.contains(sets)) {
+        return IdMaps::default();
+    }
+    let one = |own: u32| {
+        if own == 0 {
+            IdMap::default()
+        } else {
+            IdMap::one(0, own)
+        }
+    };
+    IdMaps {
+        users: one(rustix::process::geteuid().as_raw()),
+        groups: one(rustix::process::getegid().as_raw()),
+    }
 }
 
 /// Ends the process: a thread that keeps a guest user's identity, or lacks its own, must not serve another request.

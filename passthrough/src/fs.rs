@@ -35,8 +35,10 @@ pub(crate) use dir::DirStream;
 pub use ioctl::IoctlReply;
 
 use crate::config::Options;
+use crate::credentials;
 use crate::error::Error;
 use crate::handle::HandleTable;
+use crate::ids::IdMaps;
 use crate::ino::InodeNumbers;
 use crate::inode::{FdBudget, Inode, InodeTable};
 use crate::lock::{LockThread, Locks};
@@ -60,6 +62,8 @@ pub struct PassthroughFs {
     budget: Arc<FdBudget>,
     locks: Arc<Locks>,
     _lock_thread: Option<LockThread>,
+    /// What users and groups of the guest are on the host.
+    ids: IdMaps,
     /// What the host calls file capabilities, if it is to know nothing of them.
     stored_capability: Option<CString>,
     /// The root opened for reading, for system calls that refuse O_PATH descriptors.
@@ -112,6 +116,10 @@ impl PassthroughFs {
             .as_ref()
             .filter(|_| options.xattr)
             .and_then(|rules| rules.stored_capability());
+        let ids = match options.ids.is_empty() {
+            true => credentials::ids_of_daemon(),
+            false => options.ids.clone(),
+        };
         Ok(PassthroughFs {
             numbers: InodeNumbers::new(key.device),
             inodes: InodeTable::new(root, key, proc.clone(), budget.clone(), options.inode_files),
@@ -122,6 +130,7 @@ impl PassthroughFs {
             locks,
             _lock_thread: lock_thread,
             stored_capability,
+            ids,
             root_directory,
             options,
         })
@@ -180,7 +189,7 @@ impl PassthroughFs {
         if self.options.writeback {
             wanted |= FsOptions::WRITEBACK_CACHE;
         }
-        if self.options.xattr && self.options.posix_acl {
+        if self.options.xattr && self.options.posix_acl && self.ids.is_empty() {
             wanted |= FsOptions::POSIX_ACL | FsOptions::DONT_MASK;
         }
         if self.options.locks {

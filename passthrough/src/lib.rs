@@ -16,6 +16,7 @@
 //! | `ino` | inode numbers that stay unique over several host devices |
 //! | `proc` | reaching the file behind a descriptor |
 //! | `name` | the only type of name that reaches a system call |
+//! | `ids` | users and groups of the guest and of the host |
 //! | `credentials` | per-thread identity, umask and capabilities of one request |
 //! | `sys` | the crate's `unsafe` code and the calls that `rustix` lacks |
 //! | `error` | why a directory cannot be served |
@@ -25,6 +26,7 @@ mod credentials;
 mod error;
 mod fs;
 mod handle;
+mod ids;
 mod ino;
 mod inode;
 mod lock;
@@ -38,6 +40,7 @@ pub use config::{CachePolicy, InodeFiles, Options};
 pub use credentials::prepare_thread;
 pub use error::Error;
 pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};
+pub use ids::{IdMap, IdMaps, IdRuleError};
 pub use inode::FdBudget;
 pub use lock::{LockDone, LockWait};
 pub use watch::MountWatcher;

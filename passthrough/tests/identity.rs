@@ -424,3 +424,109 @@ fn access_is_judged_as_the_caller() {
     assert_eq!(code(access(root(), libc::X_OK)), libc::EACCES);
     assert_eq!(code(access(root(), 0x100)), libc::EINVAL);
 }
+
+#[test]
+fn ids_are_translated_on_the_way_in_and_out() {
+    if !privileged("ids_are_translated_on_the_way_in_and_out") {
+        return;
+    }
+    let share = Share::with(|options| {
+        options.ids.users = "map:0:100000:1000 forbid-guest:5000:1".parse().unwrap();
+        options.ids.groups = "map:0:200000:1000".parse().unwrap();
+        options.posix_acl = true;
+    });
+    let (inode, _) = share.create_as(&user(7, 8), ROOT, c"file", 0o640, 0).unwrap();
+    assert_eq!(owner(&share, "file"), (100_007, 200_008, 0o640));
+    let stat = share.stat(inode).unwrap();
+    assert_eq!((stat.st_uid, stat.st_gid), (7, 8));
+    let entry = share.lookup(ROOT, c"file").unwrap();
+    assert_eq!((entry.attr.st_uid, entry.attr.st_gid), (7, 8));
+    let (statx, _) = share.fs.statx(&root(), inode, None).unwrap();
+    assert_eq!((statx.uid, statx.gid), (7, 8));
+    share.create(ROOT, c"root");
+    assert_eq!(owner(&share, "root"), (100_000, 200_000, 0o644));
+    assert_eq!(
+        code(share.create_as(&user(5000, 0), ROOT, c"forbidden", 0o600, 0)),
+        libc::EPERM
+    );
+    assert!(!exists(&share.path("forbidden")));
+    let mut attr = share.stat(inode).unwrap();
+    (attr.st_uid, attr.st_gid) = (1, 2);
+    let both = SetattrValid::UID | SetattrValid::GID;
+    let (stat, _) = share.fs.setattr(&root(), inode, attr, None, both).unwrap();
+    assert_eq!((stat.st_uid, stat.st_gid), (1, 2));
+    assert_eq!(owner(&share, "file"), (100_001, 200_002, 0o640));
+    attr.st_uid = 5000;
+    assert_eq!(
+        code(share.fs.setattr(&root(), inode, attr, None, SetattrValid::UID)),
+        libc::EPERM
+    );
+    share
+        .fs
+        .access(&user(1, 0), inode, (libc::R_OK | libc::W_OK) as u32)
+        .unwrap();
+    assert_eq!(
+        code(share.fs.access(&user(2, 0), inode, libc::R_OK as u32)),
+        libc::EACCES
+    );
+    let wanted = share
+        .fs
+        .init(fuse_backend_rs::abi::fuse_abi::FsOptions::all())
+        .unwrap();
+    assert!(!wanted.contains(fuse_backend_rs::abi::fuse_abi::FsOptions::POSIX_ACL));
+}
+
+/// A daemon without any privilege serves the guest's user 0 as its own user, and nobody else.
+#[test]
+fn an_unprivileged_daemon_serves_its_own_user_as_root() {
+    if !privileged("an_unprivileged_daemon_serves_its_own_user_as_root") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    // This thread becomes another user for good; it ends with the scope.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(4242), rustix::fs::Gid::from_raw(4243));
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            let fs =
+                rafsd_passthrough::PassthroughFs::new(rafsd_passthrough::Options::new(dir.path())).unwrap();
+            fs.init(fuse_backend_rs::abi::fuse_abi::FsOptions::all()).unwrap();
+            let made = fs.mkdir(&root(), ROOT, c"dir", 0o755, 0).unwrap();
+            assert_eq!((made.attr.st_uid, made.attr.st_gid), (0, 0));
+            let args = CreateIn {
+                flags: libc::O_RDWR as u32,
+                mode: 0o600,
+                umask: 0,
+                fuse_flags: 0,
+            };
+            let (file, handle, ..) = fs.create(&root(), made.inode, c"file", args).unwrap();
+            assert_eq!(file.attr.st_uid, 0);
+            fs.release(&root(), file.inode, 0, handle.unwrap(), false, false, None)
+                .unwrap();
+            assert_eq!(
+                code(fs.mkdir(&user(1000, 1000), ROOT, c"other", 0o755, 0)),
+                libc::EPERM
+            );
+            assert_eq!(
+                code(fs.mknod(&root(), ROOT, c"disk", libc::S_IFBLK | 0o600, 5, 0)),
+                libc::EPERM
+            );
+            fs.mknod(&root(), ROOT, c"whiteout", libc::S_IFCHR | 0o600, 0, 0)
+                .unwrap();
+            let attr = made.attr;
+            fs.setattr(
+                &root(),
+                made.inode,
+                attr,
+                None,
+                SetattrValid::UID | SetattrValid::GID,
+            )
+            .unwrap();
+        });
+    });
+    let meta = std::fs::metadata(dir.path().join("dir/file")).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (4242, 4243));
+}

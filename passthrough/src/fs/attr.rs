@@ -87,8 +87,8 @@ impl PassthroughFs {
         stat.st_ino = self.numbers.fold(seen.device(), from.stx_ino);
         stat.st_mode = u32::from(from.stx_mode);
         stat.st_nlink = from.stx_nlink as _;
-        stat.st_uid = from.stx_uid;
-        stat.st_gid = from.stx_gid;
+        stat.st_uid = self.ids.users.to_guest(from.stx_uid);
+        stat.st_gid = self.ids.groups.to_guest(from.stx_gid);
         stat.st_rdev = rustix::fs::makedev(from.stx_rdev_major, from.stx_rdev_minor);
         stat.st_size = from.stx_size as i64;
         stat.st_blksize = from.stx_blksize as _;
@@ -112,8 +112,8 @@ impl PassthroughFs {
         stat.st_ino = self.numbers.fold(from.st_dev as u64, from.st_ino as u64);
         stat.st_mode = from.st_mode as u32;
         stat.st_nlink = from.st_nlink as _;
-        stat.st_uid = from.st_uid;
-        stat.st_gid = from.st_gid;
+        stat.st_uid = self.ids.users.to_guest(from.st_uid);
+        stat.st_gid = self.ids.groups.to_guest(from.st_gid);
         stat.st_rdev = from.st_rdev as u64;
         stat.st_size = from.st_size as i64;
         stat.st_blksize = from.st_blksize as _;
@@ -156,8 +156,8 @@ impl PassthroughFs {
             attributes: (from.stx_attributes - hidden).bits(),
             attributes_mask: (from.stx_attributes_mask - hidden).bits(),
             nlink: from.stx_nlink,
-            uid: from.stx_uid,
-            gid: from.stx_gid,
+            uid: self.ids.users.to_guest(from.stx_uid),
+            gid: self.ids.groups.to_guest(from.stx_gid),
             mode: from.stx_mode,
             ino: self.numbers.fold(seen.device(), from.stx_ino),
             size: from.stx_size,
@@ -191,7 +191,14 @@ impl PassthroughFs {
             if owner == Some(u32::MAX) || group == Some(u32::MAX) {
                 return Err(errno(libc::EINVAL));
             }
-            let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+            let owner = owner
+                .map(|id| self.ids.users.to_host(id))
+                .transpose()?
+                .map(Uid::from_raw);
+            let group = group
+                .map(|id| self.ids.groups.to_host(id))
+                .transpose()?
+                .map(Gid::from_raw);
             self.end_capability_of(&node)?;
             rustix::fs::chownat(&node.fd()?, c"", owner, group, AtFlags::EMPTY_PATH)?;
         }
@@ -235,7 +242,11 @@ impl PassthroughFs {
         }
         let fd = node.fd()?;
         let text = FdText::number(fd.as_fd())?;
-        let _acting = ActingAs::user(ctx.uid, ctx.gid, None, CapabilitySet::empty())?;
+        let (uid, gid) = (
+            self.ids.users.to_host(ctx.uid)?,
+            self.ids.groups.to_host(ctx.gid)?,
+        );
+        let _acting = ActingAs::user(uid, gid, None, CapabilitySet::empty())?;
         Ok(rustix::fs::accessat(
             self.proc.directory(),
             text.as_c_str(),

@@ -45,9 +45,14 @@ impl PassthroughFs {
         // The guest's kernel has decided that the caller may create here, by groups and capabilities that we are not
         // told of.
         let keep = keep | CapabilitySet::DAC_OVERRIDE;
+        let (uid, gid) = (
+            self.ids.users.to_host(ctx.uid)?,
+            self.ids.groups.to_host(ctx.gid)?,
+        );
+        let group = extras.group.map(|id| self.ids.groups.to_host(id)).transpose()?;
         Ok(Creation {
             _umask: Umask::set(umask)?,
-            _acting: ActingAs::user(ctx.uid, ctx.gid, extras.group, keep)?,
+            _acting: ActingAs::user(uid, gid, group, keep)?,
         })
     }
 
