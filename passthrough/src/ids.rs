@@ -17,9 +17,6 @@ use std::str::FromStr;
 
 use crate::sys::errno;
 
-/// "Nobody" in system calls; part of no range.
-const NONE: u32 = u32::MAX;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Becomes {
     /// The first number of the range becomes this one, the next the next.
@@ -116,7 +113,8 @@ impl IdMap {
             _ => return Err(IdRuleError::Type { text: text() }),
         };
         let shifted = matches!(kind, "map" | "guest" | "host");
-        let fits = |start: u32, count: u32| start.checked_add(count).is_some_and(|end| end <= NONE);
+        // The largest number means "nobody" in system calls, so a range ends before it.
+        let fits = |start: u32, count: u32| start.checked_add(count).is_some();
         if count == 0 || !fits(first, count) || !fits(target, if shifted { count } else { 1 }) {
             return Err(IdRuleError::Numbers { text: text() });
         }
