@@ -1,5 +1,7 @@
 //! Which crate may use which is written down in `docs/architecture.md`. The manifests must say the same.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing)] // a test may end loudly
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
