@@ -289,12 +289,18 @@ impl Queue {
         Ok(head)
     }
 
-    /// Takes descriptors to be written by the caller (hostile chains). The first is the head.
+    /// Takes descriptors to be written by the caller, who may push the first of them as a head again and again
+    /// (load generators), or once and wrongly (hostile chains).
     pub fn take(&mut self, count: usize) -> Result<Vec<u16>> {
         if self.free.len() < count {
             return Err(Error::QueueFull(self.index));
         }
         Ok(self.free.split_off(self.free.len() - count))
+    }
+
+    /// Gives taken descriptors back, when the device holds none of them.
+    pub fn give_back(&mut self, descriptors: &[u16]) {
+        self.free.extend_from_slice(descriptors);
     }
 
     /// Adds a chain whose descriptors were taken and written by the caller.

@@ -1,0 +1,218 @@
+//! The rows of the table: a tree, an operation, a depth, a number of queues.
+
+use std::time::Duration;
+
+use rafsd_frontend::random::Random;
+use rafsd_frontend::{Error, Guest, Result};
+
+use crate::load::{Load, Outcome, Work};
+use crate::peer::Peer;
+use crate::work::{Data, Files, Same, Small, Walk};
+
+/// An operation of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Their names say it; see `label`.
+pub enum Operation {
+    Getattr,
+    Lookup,
+    Readdirplus,
+    StatTree,
+    Small,
+    Random { write: bool },
+    Sequential { piece: u32, write: bool },
+    Files,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Operation; 12] = [
+        Operation::Getattr,
+        Operation::Lookup,
+        Operation::Readdirplus,
+        Operation::StatTree,
+        Operation::Small,
+        Operation::Random { write: false },
+        Operation::Sequential {
+            piece: 128 << 10,
+            write: false,
+        },
+        Operation::Sequential {
+            piece: 1 << 20,
+            write: false,
+        },
+        Operation::Random { write: true },
+        Operation::Sequential {
+            piece: 128 << 10,
+            write: true,
+        },
+        Operation::Sequential {
+            piece: 1 << 20,
+            write: true,
+        },
+        Operation::Files,
+    ];
+
+    /// Whether it changes something, so that images cannot have it.
+    pub fn writes(self) -> bool {
+        matches!(
+            self,
+            Operation::Random { write: true } | Operation::Sequential { write: true, .. } | Operation::Files
+        )
+    }
+
+    /// Its name in the table.
+    pub fn label(self) -> &'static str {
+        match self {
+            Operation::Getattr => "getattr",
+            Operation::Lookup => "lookup",
+            Operation::Readdirplus => "readdirplus 32 KiB",
+            Operation::StatTree => "stat tree",
+            Operation::Small => "open-read-close",
+            Operation::Random { write: false } => "read 4 KiB random",
+            Operation::Random { write: true } => "write 4 KiB random",
+            Operation::Sequential {
+                piece: 131_072,
+                write: false,
+            } => "read 128 KiB",
+            Operation::Sequential { write: false, .. } => "read 1 MiB",
+            Operation::Sequential {
+                piece: 131_072,
+                write: true,
+            } => "write 128 KiB",
+            Operation::Sequential { .. } => "write 1 MiB",
+            Operation::Files => "create-write-unlink",
+        }
+    }
+
+    fn data(self) -> usize {
+        match self {
+            Operation::Sequential { piece, .. } => piece as usize,
+            _ => 32768,
+        }
+    }
+}
+
+/// One row.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// On the image; otherwise on the passthrough tree.
+    pub image: bool,
+    /// What is done.
+    pub operation: Operation,
+    /// Requests in flight on each queue.
+    pub depth: usize,
+}
+
+/// What one run cost.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Of the load generator.
+    pub outcome: Outcome,
+    /// CPU time of the daemon for each request, in microseconds.
+    pub cpu: f64,
+}
+
+impl Row {
+    /// Runs the row on a peer, after a warm-up.
+    pub fn run(&self, peer: &Peer, time: Duration) -> Result<Measured> {
+        let top = if self.image {
+            peer.image.unwrap_or("/")
+        } else {
+            peer.shared
+        };
+        let mut work = self.work(&peer.guest, top)?;
+        let depth = match self.operation {
+            // A MiB each; more would only measure memory.
+            Operation::Sequential { piece, .. } if piece > 1 << 18 => self.depth.min(16),
+            _ => self.depth,
+        };
+        let mut load = Load::new(&peer.guest, 1, depth, self.operation.data())?;
+        load.run(work.as_mut(), time / 4)?;
+        let before = peer.daemon.cpu_nanoseconds()?;
+        let outcome = load.run(work.as_mut(), time)?;
+        let used = peer.daemon.cpu_nanoseconds()?.saturating_sub(before);
+        let cpu = used as f64 / 1000.0 / outcome.requests.max(1) as f64;
+        Ok(Measured { outcome, cpu })
+    }
+
+    fn work(&self, guest: &Guest, top: &str) -> Result<Box<dyn Work>> {
+        let path = |name: &str| format!("{top}/{name}");
+        let names = |directory: &str| -> Result<Vec<(u64, Vec<u8>)>> {
+            let node = guest.resolve(path(directory))?.nodeid;
+            let listed = guest.list(node, false, 32768)?;
+            let named = listed.into_iter().filter(|entry| !entry.name.starts_with(b"."));
+            Ok(named
+                .map(|mut entry| {
+                    entry.name.push(0);
+                    (node, entry.name)
+                })
+                .collect())
+        };
+        let tree = |guest: &Guest| -> Result<Vec<(u64, Vec<u8>)>> {
+            let mut all = Vec::new();
+            for number in 0..crate::DIRECTORIES {
+                all.extend(names(&format!("tree/{number}"))?);
+            }
+            if all.is_empty() {
+                return Err(Error::Usage(format!("{} sees no tree", guest.queues())));
+            }
+            Ok(all)
+        };
+        Ok(match self.operation {
+            Operation::Getattr => Box::new(Same::getattr(guest.resolve(path("tree/0"))?.nodeid)),
+            Operation::Lookup => Box::new(Walk {
+                names: names("tree/0")?,
+                stat: false,
+                at: 0,
+            }),
+            Operation::Readdirplus => {
+                let node = guest.resolve(path("tree/0"))?.nodeid;
+                Box::new(Same::readdirplus(node, guest.opendir(node)?))
+            }
+            Operation::StatTree => Box::new(Walk {
+                names: tree(guest)?,
+                stat: true,
+                at: 0,
+            }),
+            Operation::Small => {
+                let nodes = names("tree/1")?
+                    .iter()
+                    .map(|(node, name)| Ok(guest.lookup(*node, &name[..name.len() - 1])?.nodeid))
+                    .collect::<Result<Vec<u64>>>()?;
+                Box::new(Small { nodes, at: 0 })
+            }
+            Operation::Random { write } => self.data(guest, &path("big"), 4096, write, true)?,
+            Operation::Sequential { piece, write } => self.data(guest, &path("big"), piece, write, false)?,
+            Operation::Files => Box::new(Files {
+                directory: guest.resolve(path("files"))?.nodeid,
+                open: Vec::new(),
+            }),
+        })
+    }
+
+    fn data(
+        &self,
+        guest: &Guest,
+        path: &str,
+        piece: u32,
+        write: bool,
+        random: bool,
+    ) -> Result<Box<dyn Work>> {
+        let path = if write {
+            path.replace("big", "big-rw")
+        } else {
+            path.to_owned()
+        };
+        let entry = guest.resolve(&path)?;
+        let fh = guest.open(entry.nodeid, if write { 2 } else { 0 })?;
+        Ok(Box::new(Data {
+            nodeid: entry.nodeid,
+            fh,
+            len: crate::BIG,
+            piece,
+            write,
+            random: random.then(|| Random::new(5)),
+            at: 0,
+        }))
+    }
+}
