@@ -65,6 +65,11 @@ peers: packages-build ## Build virtiofsd and nydusd, which benchmarks compare wi
 	$(CARGO) install --locked --root target/peers virtiofsd
 	$(CARGO) install --locked --root target/peers nydus-rs --features virtiofs
 
+.PHONY: bench
+bench: packages-build peers ## Measure rafsd against virtiofsd and nydusd (docs/performance.md)
+	$(CARGO) build --release --bins --package rafsd --package rafsd-bench
+	$(RELEASE)/rafsd-bench
+
 .PHONY: install
 install: build ## Install rafsd and rafs below PREFIX (/usr/local)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/rafsd $(RELEASE)/rafs
