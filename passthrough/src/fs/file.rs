@@ -14,8 +14,9 @@ use crate::handle::Handle;
 use crate::inode::Inode;
 use crate::sys::{Transfer, errno};
 
-/// Most bytes that one COPY_FILE_RANGE reply can report: its count has 32 bits.
-const COPY_MAX: u64 = 0xffff_f000;
+/// Most bytes that one COPY_FILE_RANGE copies. A guest may ask for 2^64 and is content with less; a worker, and a
+/// queue that is to stop, should not be held up for longer than such a copy takes.
+const COPY_MAX: u64 = 64 << 20;
 
 /// Flags of a guest's open that the host's open gets. The rest is decided here or has been decided by the guest's
 /// kernel: creation and type flags, O_NONBLOCK, O_ASYNC, and O_APPEND, which is honoured write by write.
