@@ -13,7 +13,7 @@ RELEASE := target/release
 PACKAGES_BUILD := gcc libc6-dev
 PACKAGES_GUEST := qemu-system-x86 debootstrap xz-utils zstd
 # For building the peers that benchmarks compare with.
-PACKAGES_PEERS := libcap-ng-dev libseccomp-dev pkg-config make perl
+PACKAGES_PEERS := libcap-ng-dev libseccomp-dev pkg-config make perl cmake
 
 # cargo-nextest runs tests side by side and sums them up in one place; plain cargo runs the same ones.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
