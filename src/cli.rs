@@ -73,6 +73,9 @@ pub struct Process {
         global = true
     )]
     pub log_level: LogLevel,
+    /// How to write a line of the log.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text", global = true)]
+    pub log_format: LogFormat,
     /// Log to this file instead of stderr; `.log` is added if it has no extension.
     #[arg(short = 'L', long, value_name = "PATH", global = true)]
     pub log_file: Option<PathBuf>,
@@ -201,6 +204,15 @@ pub enum LogLevel {
     Warn,
     /// What is wrong.
     Error,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line, for collectors of logs.
+    Json,
 }
 
 /// What guests may cache of host directories.

@@ -43,7 +43,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     let (device_socket, device_listener) = listen_for_device(&cli.virtiofs)?;
     let api = cli.process.apisock.as_deref().map(Socket::listen).transpose()?;
     let log_file = open_log_file(&cli)?;
-    let log = Log::start(cli.process.log_level, log_file)?;
+    let log = Log::start(cli.process.log_level, cli.process.log_format, log_file)?;
     let ended = serve(&cli, &log, device_listener, device_socket, api);
     log.flush();
     ended

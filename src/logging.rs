@@ -1,14 +1,17 @@
-//! The log: one line per event, `[time] LEVEL [file:line] message`, on stderr or in a file.
+//! The log: one line per event, on stderr or in a file, as text (`[time] LEVEL [file:line] message`) or as JSON.
 //!
 //! Runtimes read the daemon's stderr through a pipe, and take a line that is too long for the death of the daemon.
 //! So lines are cut, what could start a new line is escaped, and nothing here ever waits for the reader: lines go to a
 //! thread that writes them, and when that thread is stuck in a full pipe, further lines are dropped and counted.
 //! A pipe that is closed costs the lines and nothing else.
+//!
+//! Rooms: `line` (from an event to its line), `bridge` (events of the `log` crate), `file` (log files).
 
+mod bridge;
 mod file;
+mod line;
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,18 +21,15 @@ use std::time::Duration;
 use kata::control::Events;
 use kata::timestamp::Utc;
 use parking_lot::Mutex;
-use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::{Registry, reload};
 
-use crate::cli::LogLevel;
+use crate::cli::{LogFormat, LogLevel};
 use crate::error::Error;
 pub use file::LogFile;
-
-/// Longest line, bytes. Readers give up at 64 KiB.
-const MAX_LINE: usize = 16 << 10;
+use line::Record;
 
 /// Lines that wait for the writing thread.
 const QUEUE: usize = 4096;
@@ -66,7 +66,7 @@ impl Log {
     /// # Errors
     ///
     /// The process has a log already, or its thread could not be made.
-    pub fn start(level: LogLevel, file: Option<LogFile>) -> Result<Self, Error> {
+    pub fn start(level: LogLevel, format: LogFormat, file: Option<LogFile>) -> Result<Self, Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Start(format!("cannot start the log: {error}"));
         let (sender, receiver) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
@@ -75,14 +75,16 @@ impl Log {
         let lost_lines = lost.clone();
         std::thread::Builder::new()
             .name("log".into())
-            .spawn(move || write_lines(&receiver, sink, &lost_lines))
+            .spawn(move || write_lines(&receiver, sink, format, &lost_lines))
             .map_err(|error| failed(&error))?;
         let (filter, handle) = reload::Layer::new(level.filter());
         let lines = Lines {
             sender: sender.clone(),
+            format,
             lost,
             errors: errors.clone(),
         };
+        bridge::install(lines.clone(), level.filter()).map_err(|error| failed(&error))?;
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
         tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(&error))?;
         Ok(Self {
@@ -97,6 +99,7 @@ impl Log {
         let filter: LevelFilter = level
             .parse()
             .map_err(|_| format!("unknown log level {level:?}"))?;
+        bridge::set_level(filter);
         self.level.reload(filter).map_err(|error| error.to_string())
     }
 
@@ -133,17 +136,15 @@ impl LogLevel {
     }
 }
 
-fn write_lines(messages: &Receiver<Message>, mut sink: Sink, lost: &AtomicU64) {
+fn write_lines(messages: &Receiver<Message>, mut sink: Sink, format: LogFormat, lost: &AtomicU64) {
     while let Ok(message) = messages.recv() {
         match message {
             Message::Line(line) => {
                 sink.write(&line);
                 let lost = lost.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    let time = Utc::now().for_log();
-                    sink.write(&format!(
-                        "[{time}] WARN [log] {lost} lines were lost: the reader was too slow\n"
-                    ));
+                    let message = format!("{lost} lines were lost: the reader was too slow");
+                    sink.write(&Record::new(Level::WARN, message).line(format, Utc::now()));
                 }
             }
             Message::Flush(done) => {
@@ -166,37 +167,31 @@ impl Sink {
 }
 
 /// Makes lines of events.
+#[derive(Clone)]
 struct Lines {
     sender: SyncSender<Message>,
+    format: LogFormat,
     lost: Arc<AtomicU64>,
     errors: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let metadata = event.metadata();
-        let mut text = Text::default();
-        event.record(&mut text);
-        let message = text.finish();
-        if *metadata.level() == Level::ERROR {
-            self.keep(&message);
-        }
-        let place = match (metadata.level(), metadata.file(), metadata.line()) {
-            (&Level::INFO, ..) | (_, None, _) | (_, _, None) => String::new(),
-            (_, Some(file), Some(line)) => format!("[{file}:{line}] "),
-        };
-        let line = format!(
-            "[{}] {} {place}{message}\n",
-            Utc::now().for_log(),
-            metadata.level()
-        );
-        if self.sender.try_send(Message::Line(line)).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        self.write(&Record::of(event));
     }
 }
 
 impl Lines {
+    fn write(&self, record: &Record) {
+        if record.level() == Level::ERROR {
+            self.keep(&record.text());
+        }
+        let line = record.line(self.format, Utc::now());
+        if self.sender.try_send(Message::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn keep(&self, message: &str) {
         let mut errors = self.errors.lock();
         errors.push_back(message.to_owned());
@@ -207,65 +202,5 @@ impl Lines {
                 None => break,
             }
         }
-    }
-}
-
-/// Message and fields of an event, on one line of limited length.
-#[derive(Default)]
-struct Text {
-    message: String,
-    fields: String,
-}
-
-impl Text {
-    fn finish(self) -> String {
-        let mut out = String::with_capacity(self.message.len() + self.fields.len());
-        for character in self.message.chars().chain(self.fields.chars()) {
-            if out.len() > MAX_LINE {
-                out.push_str("... (cut)");
-                break;
-            }
-            if character.is_control() {
-                out.extend(character.escape_default());
-            } else {
-                out.push(character);
-            }
-        }
-        out
-    }
-}
-
-impl Visit for Text {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        // Writing to a String cannot fail.
-        let _ = match field.name() {
-            "message" => write!(self.message, "{value:?}"),
-            name => write!(self.fields, " {name}={value:?}"),
-        };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(message: &str, fields: &str) -> String {
-        Text {
-            message: message.into(),
-            fields: fields.into(),
-        }
-        .finish()
-    }
-
-    #[test]
-    fn an_event_is_one_line() {
-        assert_eq!(line("a\nb\x1b[31m", " x=1"), "a\\nb\\u{1b}[31m x=1");
-        assert_eq!(line("Grüße", ""), "Grüße");
-    }
-
-    #[test]
-    fn long_lines_are_cut() {
-        let long = line(&"\n".repeat(1 << 20), "");
-        assert!(long.len() < 20 << 10 && long.ends_with("... (cut)"));
     }
 }

@@ -30,6 +30,14 @@ impl Utc {
     }
 }
 
+impl Utc {
+    /// `2026-11-21T21:46:42.629744Z`, as RFC 3339 has it.
+    pub fn for_json(&self) -> String {
+        let date_and_time = self.to_string().replace(' ', "T");
+        format!("{date_and_time}.{:06}Z", self.nanosecond / 1000)
+    }
+}
+
 impl fmt::Display for Utc {
     /// Date and time to the second.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,5 +101,6 @@ mod tests {
         let time = Utc::from(UNIX_EPOCH + Duration::new(1_795_297_602, 629_744_263));
         assert_eq!(time.for_wire(), "2026-11-21 21:46:42.629744263 +00:00:00");
         assert_eq!(time.for_log(), "2026-11-21 21:46:42.629744 +00:00");
+        assert_eq!(time.for_json(), "2026-11-21T21:46:42.629744Z");
     }
 }

@@ -84,6 +84,20 @@ fn says_that_it_waits_and_one_line_per_event() {
 }
 
 #[test]
+fn the_log_can_be_json() {
+    let daemon = Daemon::start(&["--log-format", "json"]);
+    daemon
+        .mount_directory("/x%0Ay", std::path::Path::new("/no/such/dir"))
+        .error(500);
+    let line = daemon.logs("/no/such/dir");
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["level"], "WARN");
+    assert!(event["message"].as_str().unwrap().contains("/x\ny"), "{event}");
+    assert!(event["time"].is_string() && event["place"].is_string(), "{event}");
+    daemon.terminate();
+}
+
+#[test]
 fn log_level_changes_while_it_runs() {
     let daemon = Daemon::start(&[]);
     daemon
