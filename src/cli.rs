@@ -74,7 +74,13 @@ pub struct Process {
     )]
     pub log_level: LogLevel,
     /// How to write a line of the log.
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text", global = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text",
+        global = true
+    )]
     pub log_format: LogFormat,
     /// Log to this file instead of stderr; `.log` is added if it has no extension.
     #[arg(short = 'L', long, value_name = "PATH", global = true)]

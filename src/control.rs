@@ -284,14 +284,11 @@ impl Control for DaemonControl {
 
     fn change_settings(&self, mountpoint: &str, change: Settings) -> Result<(), ControlError> {
         let path = mountpoint_of(mountpoint)?;
-        if change.proxy_url.is_some() || change.dragonfly_scheduler_endpoint.is_some() {
+        if change.dragonfly_scheduler_endpoint.is_some() {
             return Err(ControlError::unsupported(
-                "the proxy of a mount cannot be changed while it serves",
+                "dragonfly_scheduler_endpoint: schedulers are not spoken to; set proxy_url to a Dragonfly daemon",
             ));
         }
-        let Some(auth) = change.registry_auth else {
-            return Ok(());
-        };
         let source = self.table.with(&path, |mounted| {
             mounted.image.as_ref().map(|image| image.source.clone())
         })?;
@@ -300,10 +297,17 @@ impl Control for DaemonControl {
                 "Configure: {path}: filesystem type mismatch, expect RAFS"
             ))
         })?;
-        self.instances.replace_auth(&source, auth.expose())?;
+        if let Some(url) = &change.proxy_url {
+            self.instances.replace_proxy(&source, url)?;
+        }
+        if let Some(auth) = &change.registry_auth {
+            self.instances.replace_auth(&path, &source, auth.expose())?;
+        }
         self.table.change(&path, |mounted| {
             if let Some(image) = &mut mounted.image {
-                image.settings.registry_auth = Some(auth);
+                let known = &mut image.settings;
+                known.registry_auth = change.registry_auth.or(known.registry_auth.take());
+                known.proxy_url = change.proxy_url.or(known.proxy_url.take());
             }
         })
     }

@@ -240,7 +240,7 @@ fn unknown_keys_are_reported_at_every_level() {
         document["backend"]["registry"]["mirrors"] = serde_json::json!([]);
         document["backend"]["registry"]["proxy"]["x"] = 1.into();
         document["cache"]["filecache"]["y"] = 1.into();
-        document["rafs"]["warmup"] = true.into();
+        document["rafs"]["colour"] = true.into();
         document["id_mapping"] = serde_json::json!({});
     });
     let mut unknown = parse(&text).unknown;
@@ -252,9 +252,22 @@ fn unknown_keys_are_reported_at_every_level() {
             "backend.registry.proxy.x",
             "cache.filecache.y",
             "id_mapping",
-            "rafs.warmup"
+            "rafs.colour"
         ]
     );
+}
+
+#[test]
+fn hints_that_the_snapshotter_always_sends_are_not_reported() {
+    let mut parsed = parse(&v1(|document| {
+        document["device"]["backend"]["config"]["readahead"] = false.into();
+        document["device"]["backend"]["config"]["readahead_sec"] = 10.into();
+    }));
+    assert_eq!(parsed.unknown, Vec::<String>::new());
+    parsed = parse(&v2(|document| {
+        document["backend"]["registry"]["readahead"] = true.into()
+    }));
+    assert_eq!(parsed.unknown, Vec::<String>::new());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use backend::config::{Secret, SourceConfig, StoreOptions};
 use backend::store::Store;
-use kata::config::Config;
+use kata::config::{Config, SecretUrl};
 use kata::control::ControlError;
 use parking_lot::Mutex;
 use rafs::fs::RafsFs;
@@ -120,13 +120,39 @@ impl Instances {
         Ok(prefetch::start(self.store()?, image, config, files))
     }
 
-    /// Gives the source of an image new credentials. Blobs that use it keep using it.
-    pub(super) fn replace_auth(&self, source: &SourceConfig, auth: &str) -> Result<(), ControlError> {
+    /// Gives the source of the image at `path` new credentials. Blobs that use it keep using it. A source that has no use for a
+    /// user and a password is left as it is: clients renew the credentials of every mount, whatever its source.
+    pub(super) fn replace_auth(
+        &self,
+        path: &str,
+        source: &SourceConfig,
+        auth: &str,
+    ) -> Result<(), ControlError> {
+        if !matches!(source, SourceConfig::Registry(_)) {
+            tracing::debug!("{path}: registry_auth means nothing to its source");
+            return Ok(());
+        }
         self.store()?
             .replace_auth(source, Secret::new(auth))
             .map_err(|error| {
-                ControlError::failed(format!("Configure: registry_auth: {error}{}", cause(&error)))
+                ControlError::bad_request(format!("Configure: registry_auth: {error}{}", cause(&error)))
             })
+    }
+
+    /// Sends what the source of an image asks for through the proxy at `url`, or directly if that is empty.
+    pub(super) fn replace_proxy(&self, source: &SourceConfig, url: &SecretUrl) -> Result<(), ControlError> {
+        if !url.is_empty() {
+            url.check("proxy_url")
+                .map_err(|error| ControlError::bad_request(format!("Configure: {error}")))?;
+        }
+        if matches!(source, SourceConfig::Dir(_) | SourceConfig::LocalDisk(_)) {
+            return Err(ControlError::bad_request(
+                "Configure: proxy_url: the source of this image is local, it uses no proxy",
+            ));
+        }
+        self.store()?
+            .replace_proxy(source, Secret::new(url.expose()))
+            .map_err(|error| ControlError::failed(format!("Configure: proxy_url: {error}{}", cause(&error))))
     }
 
     /// Opens the directory `source` of the host.

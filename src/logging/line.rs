@@ -44,8 +44,7 @@ impl Record {
     /// What `event` says.
     pub fn of(event: &Event<'_>) -> Self {
         let metadata = event.metadata();
-        let mut record =
-            Self::new(*metadata.level(), String::new()).at(metadata.file(), metadata.line());
+        let mut record = Self::new(*metadata.level(), String::new()).at(metadata.file(), metadata.line());
         event.record(&mut record);
         record
     }
@@ -180,7 +179,10 @@ mod tests {
         assert_eq!(text, "a\\nb\\u{1b}[31m count=3 level=a\\nb");
         assert_eq!(Record::new(Level::INFO, "Grüße".into()).text(), "Grüße");
         let line = record("a").line(LogFormat::Text, Utc::now());
-        assert!(line.ends_with("] WARN [src/x.rs:7] a count=3 level=a\\nb\n"), "{line}");
+        assert!(
+            line.ends_with("] WARN [src/x.rs:7] a count=3 level=a\\nb\n"),
+            "{line}"
+        );
     }
 
     #[test]
@@ -189,7 +191,10 @@ mod tests {
         assert_eq!(line.matches('\n').count(), 1);
         let value: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["message"], "a\nb");
-        assert_eq!((&value["level"], &value["count"], &value["place"]), (&"WARN".into(), &3.into(), &"src/x.rs:7".into()));
+        assert_eq!(
+            (&value["level"], &value["count"], &value["place"]),
+            (&"WARN".into(), &3.into(), &"src/x.rs:7".into())
+        );
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
     }
 

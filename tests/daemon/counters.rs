@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::images::Image;
 use super::process::{Answer, Daemon, LONG};
 
-fn mount(daemon: &Daemon, mountpoint: &str, image: &Image, config: &Value) -> Answer {
+pub fn mount(daemon: &Daemon, mountpoint: &str, image: &Image, config: &Value) -> Answer {
     let body = json!({"fs_type": "rafs", "source": image.bootstrap(), "config": config.to_string()});
     daemon.ask(
         "POST",
@@ -31,7 +31,7 @@ fn get(daemon: &Daemon, target: &str) -> Value {
     daemon.ask("GET", target, "").json()
 }
 
-fn eventually(what: &str, check: impl Fn() -> bool) {
+pub fn eventually(what: &str, check: impl Fn() -> bool) {
     let deadline = Instant::now() + LONG;
     while !check() {
         assert!(Instant::now() < deadline, "never: {what}");

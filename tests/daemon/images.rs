@@ -53,7 +53,7 @@ impl Image {
         json!({
             "device": {
                 "id": "/17",
-                "backend": {"type": "localfs", "config": {"dir": self.blobs(), "readahead": false}},
+                "backend": {"type": "localfs", "config": {"dir": self.blobs(), "readahead": false, "colour": 1}},
                 "cache": {"type": "blobcache", "config": {"work_dir": self.cache()}},
             },
             "mode": "direct",
@@ -78,10 +78,10 @@ fn an_image_is_mounted_shown_remounted_and_unmounted() {
     let daemon = Daemon::start(&[]);
     let at = "%2Frafs%2Fc1%2Flowerdir";
     request(&daemon, "POST", at, &image.bootstrap(), &image.config()).nothing();
+    let warning = daemon.logs("unknown keys");
     assert!(
-        daemon
-            .logs("unknown keys")
-            .contains("device.backend.config.readahead")
+        warning.ends_with("are ignored: device.backend.config.colour"),
+        "{warning}"
     );
     let info = daemon.ask("GET", "/api/v1/daemon", "").json();
     let shown = &info["backend_collection"]["/rafs/c1/lowerdir"];

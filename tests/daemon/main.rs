@@ -12,4 +12,5 @@ mod counters;
 mod images;
 mod lifecycle;
 mod process;
+mod settings;
 mod sockets;

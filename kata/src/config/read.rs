@@ -80,6 +80,9 @@ fn without_nulls(value: Value) -> Value {
     }
 }
 
+/// Hints that clients always send and that mean nothing to any source: not worth a warning for every mount.
+const HINTS: [&str; 3] = ["readahead", "readahead_sec", "warmup"];
+
 /// Adds the paths of those keys of `given` that `known` does not have. `known` is the same configuration
 /// written out again with every key there is, so what is not in it was not understood.
 pub(super) fn unknown_keys(given: &Value, known: &Value, at: &str, unknown: &mut Vec<String>) {
@@ -93,6 +96,7 @@ pub(super) fn unknown_keys(given: &Value, known: &Value, at: &str, unknown: &mut
                 };
                 match known.get(key) {
                     Some(known) => unknown_keys(value, known, &path, unknown),
+                    None if HINTS.contains(&key.as_str()) => {}
                     None => unknown.push(path),
                 }
             }

@@ -82,6 +82,15 @@ impl SecretUrl {
         self.0.is_empty()
     }
 
+    /// Whether it is an `http://` or `https://` URL with a host; `field` is what a refusal names.
+    ///
+    /// # Errors
+    ///
+    /// It is not.
+    pub fn check(&self, field: &str) -> Result<(), super::ConfigError> {
+        super::check::http_url(field, self)
+    }
+
     /// The URL without credentials, for people.
     pub fn redacted(&self) -> String {
         without_credentials(&self.0)
