@@ -11,6 +11,7 @@ mod command_line;
 mod counters;
 mod images;
 mod lifecycle;
+mod nydusctl;
 mod process;
 mod settings;
 mod sockets;
