@@ -33,6 +33,8 @@ pub struct SourceMetrics {
     pub by_size_and_latency: [[u64; LATENCY_CLASSES]; SIZE_CLASSES],
     /// Tokens asked for.
     pub token_requests: u64,
+    /// Requests that failed since the last one that went well; 0: the source is healthy, as far as is known.
+    pub failures_in_a_row: u64,
 }
 
 /// Chunks of one blob, for all mounts that share its cache files.
@@ -58,6 +60,7 @@ pub(crate) struct SourceCounters {
     started: AtomicU64,
     ended: AtomicU64,
     errors: AtomicU64,
+    failures_in_a_row: AtomicU64,
     bytes: AtomicU64,
     /// By size.
     micros: [AtomicU64; SIZE_CLASSES],
@@ -78,6 +81,11 @@ impl SourceCounters {
     pub(crate) fn end(&self, size: u64, took: Duration, failed: bool) {
         self.ended.fetch_add(1, Relaxed);
         self.errors.fetch_add(failed.into(), Relaxed);
+        if failed {
+            self.failures_in_a_row.fetch_add(1, Relaxed);
+        } else {
+            self.failures_in_a_row.store(0, Relaxed);
+        }
         if let Some(micros) = self.micros.get(size_class(size)) {
             micros.fetch_add(took.as_micros() as u64, Relaxed);
         }
@@ -116,6 +124,7 @@ impl SourceCounters {
             by_size: classes.map(|row| row.iter().sum()),
             by_size_and_latency: classes,
             token_requests,
+            failures_in_a_row: self.failures_in_a_row.load(Relaxed),
         }
     }
 }
@@ -201,5 +210,12 @@ mod tests {
             (1, 1, 1)
         );
         assert_eq!((seen.errors, seen.token_requests), (0, 3));
+        for _ in 0..2 {
+            counters.end(1, Duration::ZERO, true);
+        }
+        assert_eq!(counters.snapshot(0).failures_in_a_row, 2);
+        counters.end(1, Duration::ZERO, false);
+        let seen = counters.snapshot(0);
+        assert_eq!((seen.failures_in_a_row, seen.errors), (0, 2));
     }
 }

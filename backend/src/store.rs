@@ -9,7 +9,7 @@
 //!
 //! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `flight` and
 //! `waiter` (what is on its way, and for whom), `request` (reads a range), `plan` (which ranges to ask for), `budget` (who may ask now),
-//! `pool` (the decode threads).
+//! `pool` (the decode threads), `status` (what people ask).
 
 mod budget;
 mod fetch;
@@ -20,6 +20,7 @@ mod plan;
 mod pool;
 mod prefetch;
 mod request;
+mod status;
 mod waiter;
 
 use std::collections::HashMap;

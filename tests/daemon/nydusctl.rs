@@ -92,8 +92,15 @@ fn nydusctl_runs_every_subcommand() {
     let info = client.says(&["info"]);
     assert!(info.contains("\"RUNNING\"") && info.contains("\"v0."), "{info}");
     assert!(mount(&bootstrap, "rafs", "/image").status.success());
-    assert!(mount(share.path(), "passthrough_fs", "/containers").status.success());
-    assert_eq!(mount(share.path(), "passthrough_fs", "/containers").status.code(), Some(1));
+    assert!(
+        mount(share.path(), "passthrough_fs", "/containers")
+            .status
+            .success()
+    );
+    assert_eq!(
+        mount(share.path(), "passthrough_fs", "/containers").status.code(),
+        Some(1)
+    );
     let info = client.says(&["info"]);
     for part in ["/image", "/containers", "Rafs", "PassthroughFs", "Mode:  direct"] {
         assert!(info.contains(part), "{part}: {info}");
@@ -104,12 +111,21 @@ fn nydusctl_runs_every_subcommand() {
     let guest = Guest::boot(daemon.path("vu.sock"), Options::default()).unwrap();
     assert_eq!(guest.read_file("/image/usr/bin/tool").unwrap().len(), 3 << 20);
     let backend = client.says(&["metrics", "backend"]);
-    assert!(backend.contains("\"localfs\"") && backend.contains("Read Errors:        0"), "{backend}");
+    assert!(
+        backend.contains("\"localfs\"") && backend.contains("Read Errors:        0"),
+        "{backend}"
+    );
     let raw = client.raw(&["metrics", "backend"]);
     assert_eq!(raw["read_errors"], 0);
-    assert!(raw["read_count"].as_u64().unwrap() >= 1 && raw["read_amount_total"].as_u64().unwrap() > 0, "{raw}");
+    assert!(
+        raw["read_count"].as_u64().unwrap() >= 1 && raw["read_amount_total"].as_u64().unwrap() > 0,
+        "{raw}"
+    );
     let cache = client.says(&["metrics", "cache"]);
-    assert!(cache.contains(".blob.data") && cache.contains(image.cache().to_str().unwrap()), "{cache}");
+    assert!(
+        cache.contains(".blob.data") && cache.contains(image.cache().to_str().unwrap()),
+        "{cache}"
+    );
     let raw = client.raw(&["metrics", "cache"]);
     assert_eq!(raw["entries_count"], 3);
     assert_eq!(
@@ -119,7 +135,10 @@ fn nydusctl_runs_every_subcommand() {
     let stats = client.says(&["metrics", "fsstats"]);
     assert!(stats.contains("Read Data: 3145728Bytes"), "{stats}");
     let raw = client.raw(&["metrics", "fsstats"]);
-    assert_eq!((&raw["id"], &raw["data_read"]), (&json!("/image"), &json!(3 << 20)));
+    assert_eq!(
+        (&raw["id"], &raw["data_read"]),
+        (&json!("/image"), &json!(3 << 20))
+    );
     drop(guest);
 
     // set and umount.
@@ -128,9 +147,16 @@ fn nydusctl_runs_every_subcommand() {
     daemon.logs("/marker");
     for mountpoint in ["/image", "/containers"] {
         assert!(client.umount(mountpoint).status.success());
-        assert_eq!(client.umount(mountpoint).status.code(), Some(1), "nothing is there any more");
+        assert_eq!(
+            client.umount(mountpoint).status.code(),
+            Some(1),
+            "nothing is there any more"
+        );
     }
     assert!(daemon.mountpoints().is_empty());
-    assert!(!client.run(&["metrics", "fsstats"]).status.success(), "no counter is left");
+    assert!(
+        !client.run(&["metrics", "fsstats"]).status.success(),
+        "no counter is left"
+    );
     daemon.terminate();
 }

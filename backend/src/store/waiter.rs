@@ -84,6 +84,11 @@ impl Waiter {
         }
     }
 
+    /// Why it takes so long, if that is known.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.pending.lock().as_ref()?.last_error.clone()
+    }
+
     pub(super) fn fail(&self, error: FetchError) {
         let pending = self.pending.lock().take();
         if let Some(pending) = pending {
