@@ -11,6 +11,8 @@ RELEASE := target/release
 
 # A C compiler builds zstd's library; the rest is for guests: the emulator, the tools that make container trees.
 PACKAGES_BUILD := gcc libc6-dev
+# libFuzzer is C++.
+PACKAGES_FUZZ := g++
 PACKAGES_GUEST := qemu-system-x86 debootstrap xz-utils zstd
 # For building the peers that benchmarks compare with.
 PACKAGES_PEERS := libcap-ng-dev libseccomp-dev pkg-config make perl cmake
@@ -46,10 +48,15 @@ demo: packages-build packages-guest ## Show a guest running a program from a laz
 	$(AS_ROOT) $(RELEASE)/demo
 
 .PHONY: test
-test: packages-build packages-guest ## Check formatting and lints and run all tests, with real guests (10 minutes on two cores)
+test: packages-build packages-fuzz packages-guest ## Check formatting and lints and run all tests, with real guests (10 minutes on two cores)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(RUN_TESTS) --workspace
+	FUZZ_SECONDS=7 tests/fuzz/run
+
+.PHONY: fuzz
+fuzz: packages-build packages-fuzz ## Fuzz FUZZ_TARGETS (all), each for FUZZ_SECONDS (60) of processor time (docs/testing.md)
+	tests/fuzz/run
 
 .PHONY: test-guest-full
 test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
@@ -80,11 +87,15 @@ clean: ## Remove all that was built, with the prepared guests
 	rm -rf target
 
 .PHONY: packages
-packages: packages-build packages-guest ## Install the Debian packages that building and testing need
+packages: packages-build packages-fuzz packages-guest ## Install the Debian packages that building and testing need
 
 .PHONY: packages-build
 packages-build:
 	@tests/guest/packages $(PACKAGES_BUILD)
+
+.PHONY: packages-fuzz
+packages-fuzz:
+	@tests/guest/packages $(PACKAGES_FUZZ)
 
 .PHONY: packages-guest
 packages-guest:
