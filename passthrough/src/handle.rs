@@ -134,6 +134,14 @@ impl HandleTable {
         }
     }
 
+    /// All that is open now.
+    pub(crate) fn all(&self) -> Vec<Arc<Handle>> {
+        let of_shard = |shard: &RwLock<HashMap<u64, Arc<Handle>>>| -> Vec<_> {
+            shard.read().values().cloned().collect()
+        };
+        self.shards.iter().flat_map(of_shard).collect()
+    }
+
     /// Number of open handles.
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()

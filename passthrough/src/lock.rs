@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -116,6 +116,8 @@ pub(crate) struct Locks {
     waiter_count: AtomicUsize,
     changed: Condvar,
     next_waiter: AtomicU64,
+    /// A flock lock was taken since they were given up last.
+    flocked: AtomicBool,
     proc: Arc<ProcFd>,
     budget: Arc<FdBudget>,
     /// Lock files need not be writable.
@@ -137,6 +139,7 @@ impl Locks {
             waiter_count: AtomicUsize::new(0),
             changed: Condvar::new(),
             next_waiter: AtomicU64::new(1),
+            flocked: AtomicBool::new(false),
             proc,
             budget,
             read_only,
@@ -164,7 +167,21 @@ impl Locks {
             Ok(libc::F_UNLCK) => FlockOperation::NonBlockingUnlock,
             _ => return Err(errno(libc::EINVAL)),
         };
+        if !request.unlocks() {
+            self.flocked.store(true, Ordering::SeqCst);
+        }
         Ok(rustix::fs::flock(request.handle.as_fd(), operation)?)
+    }
+
+    /// Gives up the flock locks of all open files, if any may hold one.
+    pub(crate) fn clear_flocks(&self, open: impl FnOnce() -> Vec<Arc<Handle>>) {
+        if !self.flocked.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        for handle in open() {
+            // Directories have none, which is no harm.
+            let _ = rustix::fs::flock(handle.as_fd(), FlockOperation::NonBlockingUnlock);
+        }
     }
 
     fn set_range(&self, request: &LockRequest) -> io::Result<()> {
