@@ -156,6 +156,9 @@ pub struct Virtiofsd {
     /// Let guests collect writes to host directories.
     #[arg(long, global = true)]
     pub writeback: bool,
+    /// Keep the locks of host directories' files on the host, so that they hold between guests.
+    #[arg(long, global = true)]
+    pub host_locks: bool,
     /// Honour O_DIRECT on host directories.
     #[arg(long, global = true)]
     pub allow_direct_io: bool,
@@ -315,6 +318,8 @@ impl VirtioFs {
                 ("xattr", None) => known.xattr = true,
                 ("posix_acl", None) => known.posix_acl = true,
                 ("writeback", None) => known.writeback = true,
+                ("posix_lock" | "flock", None) => known.host_locks = true,
+                ("no_posix_lock" | "no_flock", None) => known.host_locks = false,
                 ("allow_direct_io", None) => known.allow_direct_io = true,
                 ("readonly" | "ro", None) => known.readonly = true,
                 _ => rest.push(option),

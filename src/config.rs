@@ -195,6 +195,7 @@ impl HostConfig {
         options.read_only = given.readonly;
         options.posix_acl = given.posix_acl;
         options.writeback = given.writeback;
+        options.locks = given.host_locks;
         options.allow_direct_io = given.allow_direct_io;
         options.announce_submounts = !given.no_announce_submounts;
         options.cache = match given.cache {

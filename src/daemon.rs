@@ -89,6 +89,7 @@ fn serve(
 
     let options = DeviceOptions {
         request_queues: cli.virtiofs.request_queues,
+        locks: cli.virtiofs.virtiofsd.host_locks,
         ..DeviceOptions::default()
     };
     let device = Device::start(device_listener, mounts, options).map_err(|error| failed("device", &error))?;

@@ -21,9 +21,12 @@ use fuse_backend_rs::api::filesystem::FsOptions;
 use parking_lot::{Condvar, Mutex};
 
 pub(crate) use instance::LocalFs;
-pub use instance::{CopyEnd, Fetched, HostFs, ImageFs, Instance};
+pub use instance::{CancelLock, CopyEnd, Fetched, HostFs, ImageFs, Instance};
 pub(crate) use table::{Child, Node, ROOT, Table, Target, nodeid};
 use table::{PSEUDO_INO, join, split};
+
+/// Settled if one host tree wants it; the others answer such requests, too. The rest takes all of them.
+const BY_ANY: FsOptions = FsOptions::POSIX_LOCKS.union(FsOptions::FLOCK_LOCKS);
 
 /// How long [`Mounts::umount`] waits for requests that are being executed.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -266,16 +269,19 @@ impl Mounts {
         self.table.load()
     }
 
-    /// Settles the INIT flags of a new session: `always`, and of the rest of `offered` those that every host tree
-    /// wants. Forgets what the guest of the old session had looked up and opened.
+    /// Settles the INIT flags of a new session: `always`, and of the rest of `offered` what the host trees want, all of
+    /// them or, for locks, one of them. Forgets what the guest of the old session had looked up and opened.
     pub(crate) fn start_session(&self, offered: FsOptions, always: FsOptions) -> FsOptions {
         let mut writer = self.writer.lock();
         let table = self.table.load();
         let instances = || table.mounts().iter().map(|mount| &mount.instance);
-        let wanted = instances()
+        let wishes: Vec<FsOptions> = instances()
             .filter_map(|instance| instance.negotiate(offered))
-            .reduce(|a, b| a & b);
-        let settled = offered & (always | wanted.unwrap_or(FsOptions::empty()));
+            .collect();
+        let nothing = FsOptions::empty();
+        let by_all = wishes.iter().copied().reduce(|a, b| a & b).unwrap_or(nothing);
+        let by_any = wishes.iter().fold(nothing, |a, b| a | *b) & BY_ANY;
+        let settled = offered & (always | by_all | by_any);
         for instance in instances() {
             instance.negotiate(settled);
         }
@@ -289,6 +295,15 @@ impl Mounts {
         for mount in self.table.load().mounts() {
             if let Instance::Passthrough(host) = &mount.instance {
                 host.destroy();
+            }
+        }
+    }
+
+    /// The front-end is gone, and what its guest had locked is free.
+    pub(crate) fn release_locks(&self) {
+        for mount in self.table.load().mounts() {
+            if let Instance::Passthrough(host) = &mount.instance {
+                host.release_locks();
             }
         }
     }

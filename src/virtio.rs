@@ -56,6 +56,8 @@ pub struct DeviceOptions {
     /// Let the guest's security module label the files that it creates. Needs extended attributes on every host
     /// tree.
     pub security_labels: bool,
+    /// Have guests ask the device for locks even if no host tree that wants locks is mounted when they start.
+    pub locks: bool,
 }
 
 impl Default for DeviceOptions {
@@ -64,6 +66,7 @@ impl Default for DeviceOptions {
             request_queues: 8,
             max_queue_size: 1024,
             security_labels: false,
+            locks: false,
         }
     }
 }
@@ -128,7 +131,7 @@ impl Device {
         mounts.subscribe(listening);
         let server = Arc::new(Server::new(
             mounts,
-            Arc::new(Session::new(options.security_labels)),
+            Arc::new(Session::new(options.security_labels, options.locks)),
             deferred,
             metrics,
         ));

@@ -247,6 +247,10 @@ wire! {
         max_stack_depth: u32,
         unused: [u32; 6],
     }
+    /// `fuse_file_lock`: a range of bytes, both ends included.
+    LockRange { start: u64, end: u64, kind: u32, pid: u32, }
+    /// Request of GETLK, SETLK and SETLKW; GETLK is answered with a [`LockRange`].
+    LockIn { fh: u64, owner: u64, range: LockRange, lock_flags: u32, padding: u32, }
     /// Request of INTERRUPT.
     InterruptIn { unique: u64, }
     /// Request of IOCTL, followed by the argument.
@@ -313,6 +317,8 @@ pub const FSYNC_FDATASYNC: u32 = 1;
 pub const RELEASE_FLUSH: u32 = 1;
 /// `fuse_release_in.release_flags`: release the flock lock.
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
+/// `fuse_lk_in.lk_flags`: a flock lock.
+pub const LOCK_FLOCK: u32 = 1;
 /// `fuse_read_in.read_flags`: `lock_owner` is valid.
 pub const READ_LOCKOWNER: u32 = 1 << 1;
 /// `fuse_write_in.write_flags`: delayed write from the page cache.
@@ -379,6 +385,7 @@ mod tests {
         assert_eq!(size_of::<InitInCompat>() + size_of::<InitInExt>(), 64);
         assert_eq!(size_of::<InitOut>(), 64);
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
+        assert_eq!(size_of::<LockIn>(), 48);
         assert_eq!(size_of::<Statx>(), 256);
         assert_eq!(size_of::<StatxOut>(), 288);
         assert_eq!(size_of::<Dirent>(), 24);

@@ -13,9 +13,11 @@ mod attributes;
 mod data;
 mod directories;
 mod entries;
+mod locks;
 mod xattrs;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use fuse_backend_rs::api::filesystem::Context;
 use zerocopy::{Immutable, IntoBytes};
@@ -24,6 +26,7 @@ use super::abi::{self, BatchForgetIn, ForgetIn, ForgetOne, InHeader, InterruptIn
 use super::decode::{self, Arguments, Malformed};
 use super::errno::Errno;
 use super::init::{Greeting, Session};
+use super::locks::GuestLocks;
 use crate::metrics::Metrics;
 use crate::mounts::{HostFs, Instance, Mount, Mounts, Table, Target};
 use crate::virtio::chain::ChainError;
@@ -56,6 +59,9 @@ pub struct Server {
     mounts: Arc<Mounts>,
     session: Arc<Session>,
     deferred: Arc<Deferred>,
+    locks: Arc<GuestLocks>,
+    /// The last handle given out for a file that needs one only to tell its locks apart.
+    last_handle: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -121,6 +127,8 @@ impl Server {
             mounts,
             session,
             deferred,
+            locks: Arc::default(),
+            last_handle: AtomicU64::new(0),
             metrics,
         }
     }
@@ -133,6 +141,12 @@ impl Server {
     /// The device's counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The front-end is gone: what its guest had locked is free. Nodes and handles stay, for it may connect again.
+    pub fn release_locks(&self) {
+        self.locks.clear();
+        self.mounts.release_locks();
     }
 
     /// Serves one chain: answers it, or puts it aside. Either way the caller is done with it.
@@ -208,6 +222,7 @@ impl Server {
             _ if !self.session.is_initialised() => return request.fail(libc::EIO),
             Opcode::Destroy => {
                 self.session.end();
+                self.locks.clear();
                 self.mounts.end_session();
                 return request.reply_empty();
             }
@@ -239,18 +254,19 @@ impl Server {
                 Ok((entry, open)) => request.reply_parts(entry.as_bytes(), open.as_bytes()),
                 Err(errno) => fail(request, opcode, errno),
             },
-            Opcode::Open => answer(request, opcode, data::open(&call)),
+            Opcode::Open => answer(request, opcode, data::open(self, &call)),
             Opcode::Read => data::read(self, &call, request),
             Opcode::Write => data::write(&call, request),
-            Opcode::Flush => answer(request, opcode, data::flush(&call)),
-            Opcode::Release => answer(request, opcode, data::release(&call)),
+            Opcode::Flush => answer(request, opcode, data::flush(self, &call)),
+            Opcode::Release => answer(request, opcode, data::release(self, &call)),
             Opcode::Lseek => answer(request, opcode, data::lseek(&call)),
             Opcode::Ioctl => data::ioctl(&call, request),
             Opcode::Fsync | Opcode::Fsyncdir => data::fsync(self, opcode, &call, request),
             Opcode::Syncfs => data::syncfs(self, &call, request),
             Opcode::Fallocate => data::fallocate(self, &call, request),
             Opcode::CopyFileRange => data::copy_file_range(self, &call, request),
-            Opcode::Getlk | Opcode::Setlk | Opcode::Setlkw => fail(request, opcode, data::lock(&call)),
+            Opcode::Getlk => answer(request, opcode, locks::getlk(self, &call)),
+            Opcode::Setlk | Opcode::Setlkw => locks::setlk(self, opcode, &call, request),
             Opcode::Opendir => answer(request, opcode, directories::opendir(&call)),
             Opcode::Releasedir => answer(request, opcode, directories::releasedir(&call)),
             Opcode::Readdir | Opcode::Readdirplus => {
@@ -278,7 +294,10 @@ impl Server {
     }
 
     fn init(&self, call: &Call<'_>, request: Request<'_>) {
-        let settle = |offered, always| self.mounts.start_session(offered, always);
+        let settle = |offered, always| {
+            self.locks.clear();
+            self.mounts.start_session(offered, always)
+        };
         match self.session.init(call.arguments, settle) {
             Ok(Greeting::Agreed(reply) | Greeting::TryOlder(reply)) => request.reply(&reply),
             Err(errno) => request.fail(errno.get()),

@@ -23,6 +23,8 @@ impl Errno {
     pub const RANGE: Errno = Errno(libc::ERANGE);
     pub const OVERFLOW: Errno = Errno(libc::EOVERFLOW);
     pub const PROTO: Errno = Errno(libc::EPROTO);
+    pub const AGAIN: Errno = Errno(libc::EAGAIN);
+    pub const NOLCK: Errno = Errno(libc::ENOLCK);
     pub const ISDIR: Errno = Errno(libc::EISDIR);
 
     /// The number.

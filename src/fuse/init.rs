@@ -33,13 +33,18 @@ const WANTED: u64 = init::ASYNC_READ
     | init::PARALLEL_DIROPS
     | init::MAX_PAGES
     | init::CACHE_SYMLINKS
+    // Each mount says which of its directories are other file systems of the host.
+    | init::SUBMOUNTS
     | init::HANDLE_KILLPRIV_V2
     | init::ABORT_ERROR
     | init::SETXATTR_EXT
     | init::INIT_EXT;
 
-/// Offered if all host trees that are mounted now want it.
-const BY_MOUNTS: u64 = init::POSIX_ACL | init::DONT_MASK | init::WRITEBACK_CACHE;
+/// Locks are asked of the device.
+const LOCKS: u64 = init::POSIX_LOCKS | init::FLOCK_LOCKS;
+
+/// Offered if the host trees that are mounted now want it: all of them, or one for locks.
+const BY_MOUNTS: u64 = init::POSIX_ACL | init::DONT_MASK | init::WRITEBACK_CACHE | LOCKS;
 
 /// What the driver and the device agreed on. Outlives a front-end's connection: a driver whose VMM connects
 /// again does not send INIT again.
@@ -61,11 +66,12 @@ pub enum Greeting {
 
 impl Session {
     /// No session yet. With `security_labels`, new files are labelled by the guest's security module; its labels
-    /// must then be possible on all host trees.
-    pub fn new(security_labels: bool) -> Self {
-        let extra = if security_labels { init::SECURITY_CTX } else { 0 };
+    /// must then be possible on all host trees. With `locks` the device is asked for locks, whatever is mounted when
+    /// the guest starts.
+    pub fn new(security_labels: bool, locks: bool) -> Self {
+        let labels = if security_labels { init::SECURITY_CTX } else { 0 };
         Session {
-            extra,
+            extra: labels | if locks { LOCKS } else { 0 },
             ..Session::default()
         }
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use backend::store::FetchError;
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, OpenOptions};
-use fuse_backend_rs::api::filesystem::{Context, Entry, FileSystem, FsOptions, ZeroCopyWriter};
-use passthrough::{CreateExtras, IoctlReply, PassthroughFs, Statx};
+use fuse_backend_rs::api::filesystem::{Context, Entry, FileLock, FileSystem, FsOptions, ZeroCopyWriter};
+use passthrough::{CreateExtras, IoctlReply, LockDone, PassthroughFs, Statx};
 use rafs::fs::{Absent, HeldChunks, RafsFs, ReadOutcome};
 
 /// A file system whose local ids fit 40 bits and are not 0.
@@ -60,6 +60,9 @@ impl ImageFs for RafsFs {
         RafsFs::fetch(self, absent, deadline, done);
     }
 }
+
+/// Gives up waiting for a lock, if it is still waited for: the request's `done` is called with EINTR.
+pub type CancelLock = Arc<dyn Fn() + Send + Sync>;
 
 /// One end of a copy between two files: local id, handle, offset in bytes.
 pub type CopyEnd = (u64, u64, u64);
@@ -172,6 +175,30 @@ pub trait HostFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
     ) -> io::Result<IoctlReply> {
         Err(io::Error::from_raw_os_error(libc::ENOTTY))
     }
+
+    /// Whether locks are kept on the host, by `getlk`, `setlk` and [`HostFs::set_lock_later`]. If not, the device keeps
+    /// them among the guest's processes.
+    fn has_locks(&self) -> bool {
+        false
+    }
+
+    /// Takes a lock as soon as nobody else holds it. `done` is called once: before this returns, which a missing return
+    /// value says, or later from any thread.
+    fn set_lock_later(
+        &self,
+        _inode: u64,
+        _handle: u64,
+        _owner: u64,
+        _lock: FileLock,
+        _flags: u32,
+        done: LockDone,
+    ) -> Option<CancelLock> {
+        done(Err(unsupported()));
+        None
+    }
+
+    /// The guest is gone, perhaps to come back: nobody holds a lock any more.
+    fn release_locks(&self) {}
 }
 
 fn unsupported() -> io::Error {
@@ -277,6 +304,27 @@ impl HostFs for PassthroughFs {
         out_size: u32,
     ) -> io::Result<IoctlReply> {
         PassthroughFs::ioctl_inline(self, ctx, inode, handle, command, input, out_size)
+    }
+
+    fn has_locks(&self) -> bool {
+        self.options().locks
+    }
+
+    fn set_lock_later(
+        &self,
+        inode: u64,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flags: u32,
+        done: LockDone,
+    ) -> Option<CancelLock> {
+        let wait = PassthroughFs::set_lock_later(self, inode, handle, owner, lock, flags, done)?;
+        Some(Arc::new(move || wait.cancel()))
+    }
+
+    fn release_locks(&self) {
+        PassthroughFs::release_locks(self);
     }
 }
 

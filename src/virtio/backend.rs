@@ -95,6 +95,7 @@ impl Backend {
             self.server.deferred().abandon_all(queue.ring());
             queue.ring().set_memory(None);
         }
+        self.server.release_locks();
         for queue in queues {
             queue.join(deadline);
         }
@@ -112,6 +113,7 @@ impl Backend {
         ring.set_stopping(true);
         ring.set_started(false);
         queue.remove_kick();
+        self.server.deferred().fail_locks(ring);
         if !ring.drain(true, Instant::now() + GRACE) {
             let deadline = Instant::now() + LAST_GRACE;
             while Instant::now() < deadline {

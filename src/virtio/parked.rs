@@ -1,8 +1,10 @@
-//! Requests that are answered later: reads of absent data, and jobs of the workers.
+//! Requests that are answered later: reads of absent data, jobs of the workers, and locks that others hold.
 //!
 //! A request is in the table from the moment it is put aside until somebody takes it out to answer it: the one
 //! who brings the result, the timer at its deadline, an INTERRUPT, an unmount, or the control thread that stops
-//! its ring. Taking it out is what decides the race between them, so each is answered once.
+//! its ring. Taking it out is what decides the race between them, so each is answered once. For a lock that is not
+//! enough, for it may just have been taken: whoever wants the wait to end says so to the one who keeps the locks, and
+//! it is his word that takes the request out.
 //!
 //! While a ring is disabled its requests cannot be answered. They keep their answer until it is enabled again.
 
@@ -12,6 +14,7 @@ use std::time::Instant;
 
 use backend::store::FetchError;
 use parking_lot::{Condvar, Mutex};
+use passthrough::LockDone;
 use rafs::fs::{Absent, HeldChunks, ReadOutcome};
 
 use super::request::{Parked, Request};
@@ -19,11 +22,14 @@ use super::ring::Ring;
 use super::worker::Workers;
 use crate::fuse::errno::Errno;
 use crate::metrics::Metrics;
-use crate::mounts::{CloseListener, Instance, Mount, MountId};
+use crate::mounts::{CancelLock, CloseListener, Instance, Mount, MountId};
 
 /// Requests in the table at most; further ones are answered ENOMEM. A driver has at most a queue's size in
 /// flight per queue, so that only a device with many large queues comes here.
 const LIMIT: usize = 4096;
+/// Of the descriptors of a ring, the part that may wait for locks: one in so many. Were it all of them, the driver
+/// could not ask for the unlocking that they wait for.
+const LOCK_SHARE: usize = 4;
 /// A read whose data was evicted between arrival and use is fetched again so many times.
 const ATTEMPTS: u32 = 16;
 
@@ -56,11 +62,29 @@ struct Entry {
     /// None once the answer is known.
     mount: Option<Arc<Mount>>,
     read: Option<ImageRead>,
+    /// Of a lock that is waited for.
+    lock: Option<LockWait>,
     attempts: u32,
-    /// None for jobs of a worker, which are as long as they are.
+    /// None for locks, and for jobs of a worker, which are as long as they are.
     deadline: Option<Instant>,
     /// Known, but the ring does not run.
     ready: Option<Answer>,
+}
+
+/// How a wait for a lock is ended.
+#[derive(Default)]
+struct LockWait {
+    /// None until the keeper of the locks has said how.
+    cancel: Option<CancelLock>,
+    /// What it ends with if the lock was not taken; the keeper's error if nobody else ended it.
+    end: Option<LockEnd>,
+}
+
+#[derive(Clone, Copy)]
+enum LockEnd {
+    Fail(Errno),
+    /// There is nobody to tell.
+    Abandon,
 }
 
 /// A request that waits, for people.
@@ -151,6 +175,7 @@ impl Deferred {
             parked,
             mount: Some(Arc::clone(mount)),
             read: Some(read),
+            lock: None,
             since: Instant::now(),
             place: mount.path.clone(),
             attempts: 0,
@@ -172,6 +197,7 @@ impl Deferred {
             parked,
             mount: None,
             read: None,
+            lock: None,
             since: Instant::now(),
             place: mount.map(|mount| mount.path.clone()).unwrap_or_default(),
             attempts: 0,
@@ -192,6 +218,88 @@ impl Deferred {
                 this.finish(id, answer);
             }
         });
+    }
+
+    /// Puts a request for a lock aside. `start` begins to wait: it is given what to call once with the outcome, and
+    /// returns how to end the wait early if there is one.
+    pub fn park_lock<S>(&self, request: Request<'_>, mount: &Arc<Mount>, start: S)
+    where
+        S: FnOnce(LockDone) -> Option<CancelLock>,
+    {
+        if self.lock_waits(request.ring()) >= usize::from(request.ring().size()) / LOCK_SHARE {
+            return request.fail(libc::ENOLCK);
+        }
+        let entry = |parked| Entry {
+            parked,
+            mount: Some(Arc::clone(mount)),
+            read: None,
+            lock: Some(LockWait::default()),
+            since: Instant::now(),
+            place: mount.path.clone(),
+            attempts: 0,
+            deadline: None,
+            ready: None,
+        };
+        let Some(id) = self.put_aside(request, Some(mount), entry) else {
+            return;
+        };
+        self.metrics.parked();
+        let this = Weak::clone(&self.this);
+        let cancel = start(Box::new(move |outcome| {
+            if let Some(this) = this.upgrade() {
+                this.lock_decided(id, outcome);
+            }
+        }));
+        let Some(cancel) = cancel else { return };
+        let ended = {
+            let mut state = self.state.lock();
+            let lock = state.entries.get_mut(&id).and_then(|entry| entry.lock.as_mut());
+            lock.is_some_and(|lock| {
+                lock.cancel = Some(Arc::clone(&cancel));
+                lock.end.is_some()
+            })
+        };
+        if ended {
+            cancel();
+        }
+    }
+
+    fn lock_waits(&self, ring: &Arc<Ring>) -> usize {
+        let state = self.state.lock();
+        let waits = |entry: &&Entry| entry.lock.is_some() && Arc::ptr_eq(entry.parked.ring(), ring);
+        state.entries.values().filter(waits).count()
+    }
+
+    /// The keeper of the locks has decided on request `id`.
+    fn lock_decided(&self, id: u64, outcome: std::io::Result<()>) {
+        let entry = self.state.lock().entries.remove(&id);
+        let Some(mut entry) = entry else { return };
+        let end = entry.lock.take().and_then(|lock| lock.end);
+        match (outcome, end) {
+            (_, Some(LockEnd::Abandon)) => entry.parked.abandon(),
+            (Ok(()), _) => self.answer(id, entry, Answer::Body(Vec::new())),
+            (Err(_), Some(LockEnd::Fail(errno))) => self.answer(id, entry, Answer::Errno(errno)),
+            (Err(error), None) => self.answer(id, entry, Answer::Errno(error.into())),
+        }
+    }
+
+    /// Ends the waits for locks that are `wanted`; each is taken out when the keeper of the locks says so.
+    fn end_lock_waits(&self, wanted: impl Fn(&Entry) -> bool, end: LockEnd) {
+        let mut state = self.state.lock();
+        let cancels: Vec<CancelLock> = state
+            .entries
+            .values_mut()
+            .filter(|entry| wanted(entry))
+            .filter_map(|entry| entry.lock.as_mut())
+            .filter_map(|lock| {
+                lock.end = Some(end);
+                lock.cancel.clone()
+            })
+            .collect();
+        drop(state);
+        for cancel in cancels {
+            cancel();
+        }
     }
 
     /// What waits at this moment, oldest first.
@@ -297,6 +405,7 @@ impl Deferred {
                         place,
                         mount,
                         read,
+                        lock: None,
                         attempts,
                         deadline,
                         ready,
@@ -318,6 +427,7 @@ impl Deferred {
                         place,
                         mount,
                         read,
+                        lock: None,
                         attempts,
                         deadline,
                         ready: None,
@@ -388,9 +498,17 @@ impl Deferred {
         }
     }
 
+    /// Answers `EIO` to what waits for locks on `ring`, which is being stopped: they may be held for ever.
+    pub fn fail_locks(&self, ring: &Arc<Ring>) {
+        let of_ring = |entry: &Entry| Arc::ptr_eq(entry.parked.ring(), ring);
+        self.end_lock_waits(of_ring, LockEnd::Fail(Errno::IO));
+    }
+
     /// Answers `EIO` to everything that waits for `ring`, which is being stopped.
     pub fn fail_all(&self, ring: &Arc<Ring>) {
-        for entry in self.take_where(|entry| Arc::ptr_eq(entry.parked.ring(), ring)) {
+        self.fail_locks(ring);
+        let of_ring = |entry: &Entry| Arc::ptr_eq(entry.parked.ring(), ring);
+        for entry in self.take_where(|entry| entry.lock.is_none() && of_ring(entry)) {
             // If it cannot be answered, dropping it settles it.
             if let Ok(mut active) = entry.parked.resume() {
                 active.request(&self.metrics).fail(libc::EIO);
@@ -400,14 +518,20 @@ impl Deferred {
 
     /// Forgets everything that waits for `ring`: its front-end is gone.
     pub fn abandon_all(&self, ring: &Arc<Ring>) {
-        for entry in self.take_where(|entry| Arc::ptr_eq(entry.parked.ring(), ring)) {
+        let of_ring = |entry: &Entry| Arc::ptr_eq(entry.parked.ring(), ring);
+        self.end_lock_waits(of_ring, LockEnd::Abandon);
+        for entry in self.take_where(|entry| entry.lock.is_none() && of_ring(entry)) {
             entry.parked.abandon();
         }
     }
 
-    /// INTERRUPT: the driver does not want to wait for `unique` any more. Reads give up; what a worker does
-    /// cannot be taken back.
+    /// INTERRUPT: the driver does not want to wait for `unique` any more. Reads and locks give up; what a worker
+    /// does cannot be taken back.
     pub fn interrupt(&self, unique: u64) {
+        self.end_lock_waits(
+            |entry| entry.parked.unique() == unique,
+            LockEnd::Fail(Errno::INTR),
+        );
         let mut state = self.state.lock();
         let wanted = |entry: &Entry| entry.read.is_some() && entry.parked.unique() == unique;
         let id = state
@@ -478,7 +602,8 @@ impl Deferred {
 impl CloseListener for Deferred {
     fn mount_closed(&self, id: MountId) {
         let of_mount = |entry: &Entry| entry.mount.as_ref().is_some_and(|mount| mount.id == id);
-        for (id, mut entry) in self.take_ids_where(of_mount) {
+        self.end_lock_waits(of_mount, LockEnd::Fail(Errno::STALE));
+        for (id, mut entry) in self.take_ids_where(|entry| entry.lock.is_none() && of_mount(entry)) {
             entry.mount = None;
             self.answer(id, entry, Answer::Errno(Errno::STALE));
         }

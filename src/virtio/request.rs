@@ -61,6 +61,11 @@ impl<'a> Request<'a> {
         self.about = about;
     }
 
+    /// The ring that it came from.
+    pub fn ring(&self) -> &Arc<Ring> {
+        self.ring
+    }
+
     /// Room for the body of the reply, in bytes.
     pub fn room(&self) -> usize {
         self.buffers.writable().saturating_sub(HEADER)

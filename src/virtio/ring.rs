@@ -188,6 +188,11 @@ impl Ring {
         self.index
     }
 
+    /// Its descriptors.
+    pub fn size(&self) -> u16 {
+        self.state.lock().size
+    }
+
     /// The eventfd that wakes the queue thread.
     pub fn wake_fd(&self) -> &OwnedFd {
         &self.wake

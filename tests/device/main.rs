@@ -4,6 +4,7 @@
 
 mod later;
 mod life;
+mod locks;
 mod matrix;
 mod serve;
 mod setup;

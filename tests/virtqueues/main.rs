@@ -4,6 +4,7 @@
 //! * `fixtures`: images of the incumbent's tool, byte for byte
 //! * `isolation`: a source that stalls; `integrity`: one that lies
 //! * `lifecycle`: front-ends, rings, memory and daemons that come and go
+//! * `locks`: two sandboxes on one directory
 //! * `hostile`: what a guest may try
 
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
@@ -13,5 +14,6 @@ mod hostile;
 mod integrity;
 mod isolation;
 mod lifecycle;
+mod locks;
 mod machines;
 mod support;

@@ -1,6 +1,7 @@
 //! Open files: OPEN, READ, WRITE, and what else is done with a handle.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rafs::fs::{HeldChunks, ReadOutcome};
 use zerocopy::IntoBytes;
@@ -10,7 +11,7 @@ use super::{Call, Server, fail};
 use crate::fuse::abi::{
     CopyFileRangeIn, FSYNC_FDATASYNC, FallocateIn, FlushIn, FsyncIn, IoctlIn, IoctlOut, LseekIn, LseekOut,
     Opcode, OpenIn, OpenOut, READ_LOCKOWNER, RELEASE_FLOCK_UNLOCK, RELEASE_FLUSH, ReadIn, ReleaseIn,
-    WRITE_CACHE, WRITE_LOCKOWNER, WriteIn, WriteOut,
+    WRITE_CACHE, WRITE_LOCKOWNER, WriteIn, WriteOut, init,
 };
 use crate::fuse::decode::WRITE_DATA;
 use crate::fuse::errno::Errno;
@@ -31,7 +32,7 @@ const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 /// Bytes of `struct fsxattr`.
 const FSXATTR: u32 = 28;
 
-pub fn open(call: &Call<'_>) -> Result<OpenOut, Errno> {
+pub fn open(server: &Server, call: &Call<'_>) -> Result<OpenOut, Errno> {
     let mut arguments = call.arguments;
     let wanted: OpenIn = arguments.take()?;
     match call.target()? {
@@ -45,8 +46,17 @@ pub fn open(call: &Call<'_>) -> Result<OpenOut, Errno> {
                 mount
                     .fs()
                     .open(&call.context, local, wanted.flags, wanted.open_flags)?;
+            let handle = handle.or_else(|| server.handle_for_locks());
             Ok(reply::open_out(handle, options.bits()))
         }
+    }
+}
+
+impl Server {
+    /// A handle for a file that needs none: RELEASE names nothing else by which the locks of an open file could be told.
+    fn handle_for_locks(&self) -> Option<u64> {
+        (self.session.has(init::POSIX_LOCKS | init::FLOCK_LOCKS))
+            .then(|| self.last_handle.fetch_add(1, Ordering::Relaxed) + 1)
     }
 }
 
@@ -140,9 +150,10 @@ pub fn write(call: &Call<'_>, mut request: Request<'_>) {
     }
 }
 
-pub fn flush(call: &Call<'_>) -> Result<(), Errno> {
+pub fn flush(server: &Server, call: &Call<'_>) -> Result<(), Errno> {
     let mut arguments = call.arguments;
     let wanted: FlushIn = arguments.take()?;
+    server.locks.flush(call.header.nodeid, wanted.lock_owner);
     match call.target()? {
         Target::Mount(mount, local) => match &mount.instance {
             Instance::Passthrough(host) => {
@@ -154,9 +165,10 @@ pub fn flush(call: &Call<'_>) -> Result<(), Errno> {
     }
 }
 
-pub fn release(call: &Call<'_>) -> Result<(), Errno> {
+pub fn release(server: &Server, call: &Call<'_>) -> Result<(), Errno> {
     let mut arguments = call.arguments;
     let wanted: ReleaseIn = arguments.take()?;
+    server.locks.release(call.header.nodeid, wanted.fh);
     let Target::Mount(mount, local) = call.target()? else {
         return Ok(());
     };
@@ -380,12 +392,4 @@ pub fn copy_file_range(server: &Server, call: &Call<'_>, request: Request<'_>) {
         let size = u32::try_from(copied).map_err(|_| Errno::OVERFLOW)?;
         Ok(WriteOut { size, padding: 0 }.as_bytes().to_vec())
     });
-}
-
-/// Locks are not negotiated: the guest keeps them to itself.
-pub fn lock(call: &Call<'_>) -> Errno {
-    match call.target() {
-        Ok(_) => Errno::NOTSUP,
-        Err(errno) => errno,
-    }
 }
