@@ -1,8 +1,15 @@
 //! Counters of the device: plain numbers, one set per group of threads, added up when somebody asks.
+//!
+//! Rooms: this file (the device as a whole), `mount` (one mount), `running` (what a thread does now).
+
+mod mount;
+mod running;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::fuse::abi::Opcode;
+pub use mount::{Latencies, MountMetrics, MountSnapshot, Work};
+pub(crate) use running::{Executing, Running};
 
 /// Sets of counters. Threads beyond that share.
 const SHARDS: usize = 16;

@@ -20,9 +20,10 @@ use arc_swap::ArcSwap;
 use fuse_backend_rs::api::filesystem::FsOptions;
 use parking_lot::{Condvar, Mutex};
 
+use crate::metrics::MountMetrics;
 pub(crate) use instance::LocalFs;
 pub use instance::{CancelLock, CopyEnd, Fetched, HostFs, ImageFs, Instance};
-pub(crate) use table::{Child, Node, ROOT, Table, Target, nodeid};
+pub(crate) use table::{Child, Node, ROOT, Table, Target, local_of, nodeid};
 use table::{PSEUDO_INO, join, split};
 
 /// Settled if one host tree wants it; the others answer such requests, too. The rest takes all of them.
@@ -93,6 +94,8 @@ pub struct MountInfo {
     pub instance: Instance,
     /// Whether changes are refused.
     pub read_only: bool,
+    /// What is counted of it.
+    pub metrics: Arc<MountMetrics>,
 }
 
 /// A mount. Dropped when neither the table nor a request refers to it any more.
@@ -106,6 +109,7 @@ pub(crate) struct Mount {
     pub read_deadline: Duration,
     /// XORed into every inode number that the guest sees, so that two mounts do not show the same one.
     pub ino_mask: u64,
+    pub metrics: Arc<MountMetrics>,
     closed: AtomicBool,
     /// Declared last: tells that the instance has been dropped.
     _gone: GoneOnDrop,
@@ -260,6 +264,7 @@ impl Mounts {
             path: mount.path.clone(),
             instance: mount.instance.clone(),
             read_only: mount.read_only,
+            metrics: Arc::clone(&mount.metrics),
         };
         table.mounts().iter().map(info).collect()
     }
@@ -338,6 +343,7 @@ impl Mounts {
             read_deadline: options.read_deadline,
             root: instance.root(),
             instance,
+            metrics: Arc::default(),
             closed: AtomicBool::new(false),
             _gone: GoneOnDrop(Arc::clone(&gone)),
         });

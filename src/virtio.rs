@@ -37,7 +37,7 @@ use crate::metrics::{Metrics, Snapshot};
 use crate::mounts::{CloseListener, Mounts};
 use backend::Backend;
 use parked::Deferred;
-pub use parked::{ImageRead, Waiting};
+pub use parked::{ImageRead, Stage, Waiting};
 
 /// Request queues at most: the messages number queues in a byte.
 const MAX_QUEUES: u16 = 254;
@@ -45,6 +45,8 @@ const MAX_QUEUES: u16 = 254;
 const MAX_QUEUE_SIZE: u16 = 32768;
 /// [`Device::stop`] takes no longer.
 const STOP: Duration = Duration::from_millis(900);
+/// A request that its queue thread executes for longer is shown among those that wait.
+const SLOW: Duration = Duration::from_millis(100);
 
 /// How the device presents itself.
 #[derive(Clone, Debug)]
@@ -82,14 +84,24 @@ pub enum DeviceError {
     System(&'static str, #[source] io::Error),
 }
 
-/// The requests of a device that wait for data or for a worker.
+/// A view of what a device does.
 #[derive(Clone)]
-pub struct Requests(Arc<Deferred>);
+pub struct Requests(Arc<Server>);
 
 impl Requests {
-    /// Those that wait at this moment, oldest first.
+    /// Requests that wait at this moment for data, for a worker, or for long already for their queue thread; oldest first.
     pub fn list(&self) -> Vec<Waiting> {
-        self.0.list()
+        let mut waiting = self.0.deferred().list();
+        for (request, mount) in self.0.executing(SLOW) {
+            waiting.push(Waiting::executing(&request, mount.as_deref()));
+        }
+        waiting.sort_by_key(|waiting| waiting.since);
+        waiting
+    }
+
+    /// The device's counters.
+    pub fn metrics(&self) -> Snapshot {
+        self.0.metrics().snapshot()
     }
 }
 
@@ -167,7 +179,7 @@ impl Device {
 
     /// A view of the requests that wait, for as long as somebody wants to look.
     pub fn requests(&self) -> Requests {
-        Requests(Arc::clone(self.shared.server.deferred()))
+        Requests(Arc::clone(&self.shared.server))
     }
 
     /// Ends the device within a second, whatever state it is in.

@@ -16,10 +16,13 @@ mod entries;
 mod locks;
 mod xattrs;
 
-use std::sync::Arc;
+use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::api::filesystem::Context;
+use parking_lot::Mutex;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::abi::{self, BatchForgetIn, ForgetIn, ForgetOne, InHeader, InterruptIn, Opcode};
@@ -27,7 +30,7 @@ use super::decode::{self, Arguments, Malformed};
 use super::errno::Errno;
 use super::init::{Greeting, Session};
 use super::locks::GuestLocks;
-use crate::metrics::Metrics;
+use crate::metrics::{Executing, Metrics, Running};
 use crate::mounts::{HostFs, Instance, Mount, Mounts, Table, Target};
 use crate::virtio::chain::ChainError;
 use crate::virtio::memory::Buffers;
@@ -40,6 +43,8 @@ use crate::virtio::ring::{Head, Ring};
 pub struct Scratch {
     arguments: Vec<u8>,
     reply: Vec<u8>,
+    /// What the thread does, for others to see; from its first request on.
+    running: Option<Arc<Running>>,
 }
 
 /// A popped chain, not looked at yet.
@@ -63,6 +68,8 @@ pub struct Server {
     /// The last handle given out for a file that needs one only to tell its locks apart.
     last_handle: AtomicU64,
     metrics: Arc<Metrics>,
+    /// What each thread does.
+    running: Mutex<Vec<Weak<Running>>>,
 }
 
 /// A decoded request, without the means to answer it.
@@ -130,7 +137,29 @@ impl Server {
             locks: Arc::default(),
             last_handle: AtomicU64::new(0),
             metrics,
+            running: Mutex::default(),
         }
+    }
+
+    /// Requests that a queue thread has been executing for at least so long.
+    pub fn executing(&self, limit: Duration) -> Vec<(Executing, Option<Arc<Mount>>)> {
+        let table = self.mounts.snapshot();
+        let threads = self.running.lock();
+        let found = threads
+            .iter()
+            .filter_map(|running| running.upgrade()?.longer_than(limit));
+        found
+            .map(|executing| (executing, table.mount_of(executing.nodeid).cloned()))
+            .collect()
+    }
+
+    /// A place where a thread says what it does.
+    fn announce(&self) -> Arc<Running> {
+        let running = Arc::new(Running::default());
+        let mut threads = self.running.lock();
+        threads.retain(|running| running.strong_count() > 0);
+        threads.push(Arc::downgrade(&running));
+        running
     }
 
     /// Requests that wait for data or for a worker.
@@ -157,7 +186,11 @@ impl Server {
             head,
             valid,
         } = chain;
-        let Scratch { arguments, reply } = scratch;
+        let Scratch {
+            arguments,
+            reply,
+            running,
+        } = scratch;
         let fetched = match valid {
             Ok(()) => decode::fetch(buffers, arguments),
             Err(error) => {
@@ -170,6 +203,7 @@ impl Server {
             Err(Malformed::BadLength(unique)) => *unique,
             Err(Malformed::NoHeader) => 0,
         };
+        let put_aside = Cell::new(false);
         let mut request = Request::new(ring, buffers, &self.metrics, head, unique);
         let header = match fetched {
             Ok(header) => header,
@@ -185,6 +219,10 @@ impl Server {
             opcode: header.opcode,
             nodeid: header.nodeid,
         });
+        request.tells(&put_aside);
+        let running = running.get_or_insert_with(|| self.announce());
+        let begun = Instant::now();
+        running.begin(&header, begun);
         let table = self.mounts.snapshot();
         let call = Call {
             table: &table,
@@ -197,6 +235,12 @@ impl Server {
             arguments: Arguments::new(arguments),
         };
         self.dispatch(opcode, call, request, reply);
+        running.end();
+        if !put_aside.get()
+            && let Some(mount) = table.mount_of(header.nodeid)
+        {
+            mount.metrics.answered(opcode, begun.elapsed());
+        }
     }
 
     /// Returns a chain in which there is nothing to answer.

@@ -20,7 +20,7 @@ fn mount_of(nodeid: u64) -> u32 {
 }
 
 /// The local id in a nodeid.
-fn local_of(nodeid: u64) -> u64 {
+pub(crate) fn local_of(nodeid: u64) -> u64 {
     nodeid & LOCAL_MASK
 }
 
@@ -118,6 +118,14 @@ impl Table {
             },
             0 => self.nodes.get(&nodeid).map(|node| Target::Pseudo(node)),
             id => self.mount(id).map(|mount| Target::Mount(mount, local_of(nodeid))),
+        }
+    }
+
+    /// The mount that `nodeid` belongs to, if any.
+    pub fn mount_of(&self, nodeid: u64) -> Option<&Arc<Mount>> {
+        match self.resolve(nodeid)? {
+            Target::Mount(mount, _) => Some(mount),
+            Target::Pseudo(_) => None,
         }
     }
 

@@ -20,9 +20,10 @@ use rafs::fs::{Absent, HeldChunks, ReadOutcome};
 use super::request::{Parked, Request};
 use super::ring::Ring;
 use super::worker::Workers;
+use crate::fuse::abi::Opcode;
 use crate::fuse::errno::Errno;
-use crate::metrics::Metrics;
-use crate::mounts::{CancelLock, CloseListener, Instance, Mount, MountId};
+use crate::metrics::{Executing, Metrics, MountMetrics};
+use crate::mounts::{CancelLock, CloseListener, Instance, Mount, MountId, local_of};
 
 /// Requests in the table at most; further ones are answered ENOMEM. A driver has at most a queue's size in
 /// flight per queue, so that only a device with many large queues comes here.
@@ -59,6 +60,8 @@ struct Entry {
     since: Instant,
     /// Where its file is mounted; empty for the pseudo tree.
     place: String,
+    /// Where its latency is counted.
+    meter: Option<Arc<MountMetrics>>,
     /// None once the answer is known.
     mount: Option<Arc<Mount>>,
     read: Option<ImageRead>,
@@ -94,18 +97,37 @@ pub struct Waiting {
     pub unique: u64,
     /// FUSE opcode.
     pub opcode: u32,
+    /// Its name in the protocol.
+    pub operation: &'static str,
     /// The nodeid that it names.
     pub nodeid: u64,
+    /// The local id in it.
+    pub local: u64,
     /// Where its file is mounted; empty for the pseudo tree.
     pub mountpoint: String,
     /// Of a read of an image, the range.
     pub read: Option<ImageRead>,
-    /// When it was put aside.
+    /// When it was put aside, or its execution began.
     pub since: Instant,
-    /// When it will be answered whatever happens; None for what a worker does.
+    /// When it will be answered whatever happens; only what waits for data has such a time.
     pub deadline: Option<Instant>,
-    /// Its answer is known; the driver has stopped the queue.
-    pub answered: bool,
+    /// What it waits for.
+    pub stage: Stage,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Data of an image that is not local.
+    Data,
+    /// A lock that somebody else holds.
+    Lock,
+    /// A worker, or the host's disk behind it.
+    Worker,
+    /// The queue thread that executes it, and what of the host holds that up.
+    Thread,
+    /// The driver: the answer is known, and the queue is stopped.
+    Driver,
 }
 
 impl Waiting {
@@ -114,12 +136,35 @@ impl Waiting {
         Waiting {
             unique: entry.parked.unique(),
             opcode: about.opcode,
+            operation: Opcode::from_wire(about.opcode).name(),
             nodeid: about.nodeid,
+            local: local_of(about.nodeid),
             mountpoint: entry.place.clone(),
             read: entry.read,
             since: entry.since,
             deadline: entry.deadline,
-            answered: entry.ready.is_some(),
+            stage: match entry {
+                Entry { ready: Some(_), .. } => Stage::Driver,
+                Entry { read: Some(_), .. } => Stage::Data,
+                Entry { lock: Some(_), .. } => Stage::Lock,
+                _ => Stage::Worker,
+            },
+        }
+    }
+
+    /// A request that its queue thread still executes.
+    pub(super) fn executing(request: &Executing, mount: Option<&Mount>) -> Self {
+        Waiting {
+            unique: request.unique,
+            opcode: request.opcode,
+            operation: Opcode::from_wire(request.opcode).name(),
+            nodeid: request.nodeid,
+            local: local_of(request.nodeid),
+            mountpoint: mount.map(|mount| mount.path.clone()).unwrap_or_default(),
+            read: None,
+            since: request.began,
+            deadline: None,
+            stage: Stage::Thread,
         }
     }
 }
@@ -178,6 +223,7 @@ impl Deferred {
             lock: None,
             since: Instant::now(),
             place: mount.path.clone(),
+            meter: Some(Arc::clone(&mount.metrics)),
             attempts: 0,
             deadline: Some(deadline),
             ready: None,
@@ -200,6 +246,7 @@ impl Deferred {
             lock: None,
             since: Instant::now(),
             place: mount.map(|mount| mount.path.clone()).unwrap_or_default(),
+            meter: mount.map(|mount| Arc::clone(&mount.metrics)),
             attempts: 0,
             deadline: None,
             ready: None,
@@ -236,6 +283,8 @@ impl Deferred {
             lock: Some(LockWait::default()),
             since: Instant::now(),
             place: mount.path.clone(),
+            // How long a lock is held by others says nothing about the mount.
+            meter: None,
             attempts: 0,
             deadline: None,
             ready: None,
@@ -391,8 +440,10 @@ impl Deferred {
             deadline,
             since,
             place,
+            meter,
             ..
         } = entry;
+        let opcode = Opcode::from_wire(parked.about().opcode);
         let mut active = match parked.resume() {
             Ok(active) => active,
             Err(parked) => {
@@ -403,6 +454,7 @@ impl Deferred {
                         parked,
                         since,
                         place,
+                        meter,
                         mount,
                         read,
                         lock: None,
@@ -425,6 +477,7 @@ impl Deferred {
                         parked,
                         since,
                         place,
+                        meter,
                         mount,
                         read,
                         lock: None,
@@ -432,10 +485,13 @@ impl Deferred {
                         deadline,
                         ready: None,
                     };
-                    self.fetch_again(id, entry, absent);
+                    return self.fetch_again(id, entry, absent);
                 }
             }
             (Answer::Read(_), ..) => request.fail(libc::EIO),
+        }
+        if let Some(meter) = meter {
+            meter.answered(opcode, since.elapsed());
         }
     }
 

@@ -4,6 +4,7 @@
 //! counted. It borrows the queue's buffers, so executing a request on its queue thread allocates nothing. To be
 //! answered later it is turned into a [`Parked`], which owns its buffers and keeps their memory mapped.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use zerocopy::{Immutable, IntoBytes};
@@ -25,6 +26,8 @@ pub struct Request<'a> {
     unique: u64,
     about: About,
     answered: bool,
+    /// Set when the request is put aside.
+    put_aside: Option<&'a Cell<bool>>,
 }
 
 /// What a request is about, as far as people want to know while it waits.
@@ -53,6 +56,7 @@ impl<'a> Request<'a> {
             unique,
             about: About::default(),
             answered: false,
+            put_aside: None,
         }
     }
 
@@ -64,6 +68,11 @@ impl<'a> Request<'a> {
     /// The ring that it came from.
     pub fn ring(&self) -> &Arc<Ring> {
         self.ring
+    }
+
+    /// Asks for `put_aside` to be set when the request is put aside instead of being answered.
+    pub fn tells(&mut self, put_aside: &'a Cell<bool>) {
+        self.put_aside = Some(put_aside);
     }
 
     /// Room for the body of the reply, in bytes.
@@ -157,6 +166,9 @@ impl<'a> Request<'a> {
     /// Keeps the request for later: nothing touches its buffers until [`Parked::resume`].
     pub fn park(mut self) -> Box<Parked> {
         self.answered = true;
+        if let Some(put_aside) = self.put_aside {
+            put_aside.set(true);
+        }
         let parked = Box::new(Parked {
             ring: Arc::clone(self.ring),
             buffers: self.buffers.take(),
