@@ -5,6 +5,7 @@
 //! * `isolation`: a source that stalls; `integrity`: one that lies
 //! * `lifecycle`: front-ends, rings, memory and daemons that come and go
 //! * `locks`: two sandboxes on one directory
+//! * `submounts`: what the host mounts below a served tree
 //! * `hostile`: what a guest may try
 
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
@@ -16,4 +17,5 @@ mod isolation;
 mod lifecycle;
 mod locks;
 mod machines;
+mod submounts;
 mod support;
