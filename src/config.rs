@@ -88,6 +88,8 @@ fn cache_directory(cache: &Cache, amplify: u64) -> Result<store::CacheConfig, St
         .map_err(|error| format!("cache.filecache.work_dir {}: {error}", dir.display()))?;
     Ok(store::CacheConfig {
         amplify: u32::try_from(amplify).unwrap_or(u32::MAX),
+        quota: file_cache.quota,
+        pin: file_cache.pin,
         ..store::CacheConfig::new(dir)
     })
 }

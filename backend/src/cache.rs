@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `ID.blob.data` | uncompressed view of the blob, holes where chunks are absent | nydusd |
 //! | `ID.blob.data.chunk_map` | one bit per chunk: somebody says that it is there | nydusd |
-//! | `ID.blob.data.stamps` | 32 bytes per chunk: what we verified it to be | us |
+//! | `ID.blob.data.stamps` | for each chunk its state, and what we verified it to be (`ledger`) | us |
 //! | `ID.blob.index` | the blob's chunk index, as stored at the source | us |
 //!
 //! A bit of the chunk map is a rumour: it was perhaps written before a power cut that took the data, or by a tool that
@@ -14,77 +14,90 @@
 //! with this digest, and wrote them before the stamp. A chunk is believed only if its stamp is the one that the reading image expects, so
 //! an image with other digests never believes what was verified for another. Anything less is read and
 //! hashed again, or fetched.
+//!
+//! Who changes a chunk's bytes, be it to fill or to free them, first turns the chunk's word in the ledger, which all processes see.
+//! Parts: `directory` (who shares it, how much is used), `ledger` and `word` (states of chunks), `residency` (what one image
+//! believes), `evict`, `chunk_map`; `mapping` and `lock` are tools. docs/cache.md tells the whole.
 
+mod chunk_map;
+mod directory;
+mod evict;
+mod ledger;
+mod lock;
+mod mapping;
 mod residency;
+mod word;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{FlockOperation, MemfdFlags};
 
-use crate::chunk::{BlobDescription, IndexRange};
+use crate::chunk::{BlobDescription, Chunk, IndexRange};
 use crate::config::CacheConfig;
 use crate::error::CacheError;
 
+use chunk_map::ChunkMap;
+pub(crate) use directory::Directory;
+pub(crate) use ledger::{Acquired, Filling, Ledger, Record};
 pub(crate) use residency::Residency;
-use residency::{ChunkMap, Stamps};
 
 /// Start of the file that keeps a chunk index.
 const INDEX_MAGIC: &[u8; 16] = b"rafsd index 1\n\0\0";
 
 /// The files of one blob.
 pub(crate) struct CacheFiles {
-    data: OwnedFd,
-    /// `None` if the directory can not be written; then nothing is ever resident that was not before.
-    stamps: Option<Stamps>,
+    data: File,
+    /// `None` if the directory can not be written and nobody has written it before; then nothing is ever resident.
+    ledger: Option<Arc<Ledger>>,
+    /// `None` if the directory can not be written.
+    directory: Option<Arc<Directory>>,
     map: Option<ChunkMap>,
     index_path: PathBuf,
+    quota: u64,
+    pin: bool,
 }
 
 impl CacheFiles {
     /// Opens or makes the files. A directory that can not be written gives a cache that stays as it is.
-    pub(crate) fn open(config: &CacheConfig, blob: &BlobDescription) -> Result<Self, CacheError> {
+    pub(crate) fn open(
+        config: &CacheConfig,
+        directory: io::Result<Arc<Directory>>,
+        blob: &BlobDescription,
+    ) -> Result<Self, CacheError> {
         let path = config.dir.join(format!("{}.blob.data", blob.id));
-        let index_path = config.dir.join(format!("{}.blob.index", blob.id));
-        match Self::open_writable(config, blob, &path) {
-            Ok((data, stamps, map)) => Ok(Self {
-                data: data.into(),
-                stamps: Some(stamps),
-                map,
-                index_path,
-            }),
+        let mut files = match Self::open_writable(&path, directory, blob) {
+            Ok(files) => files,
             Err(error) if degradable(error.source.kind()) => {
                 tracing::warn!(%error, reason = %error.source, "cache is not writable, blob {} is served uncached", blob.id);
-                let data = match Self::open_readable(blob, &path) {
-                    Some(file) => file.into(),
-                    None => empty(blob)?,
-                };
-                let stamps = Stamps::open_readable(&stamps_path(&path), &data.as_fd(), blob.chunk_count);
-                let map = ChunkMap::open_readable(&map_path(&path), blob.chunk_count);
-                Ok(Self {
-                    data,
-                    stamps,
-                    map,
-                    index_path,
-                })
+                Self::open_readable(&path, blob)?
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
+        };
+        files.quota = config.quota;
+        if config.pin {
+            files.pin();
         }
+        Ok(files)
     }
 
     fn open_writable(
-        config: &CacheConfig,
-        blob: &BlobDescription,
         path: &Path,
-    ) -> Result<(File, Stamps, Option<ChunkMap>), CacheError> {
+        directory: io::Result<Arc<Directory>>,
+        blob: &BlobDescription,
+    ) -> Result<Self, CacheError> {
         let failed = |path: &Path, action| {
             let path = path.to_owned();
             move |source| CacheError { path, action, source }
         };
-        fs::create_dir_all(&config.dir).map_err(failed(&config.dir, "create the directory"))?;
+        let parent = path.parent().unwrap_or(path);
+        let directory = directory.map_err(failed(parent, "use the directory"))?;
+        // Others must not see a data file of the wrong size, nor make a ledger beside ours.
+        let lock = directory.lock().map_err(failed(parent, "lock"))?;
         let data = OpenOptions::new()
             .read(true)
             .write(true)
@@ -95,34 +108,68 @@ impl CacheFiles {
             .map_err(failed(path, "open"))?;
         let size = data.metadata().map_err(failed(path, "stat"))?.len();
         if size > blob.uncompressed_size {
-            let source = io::Error::new(
-                ErrorKind::InvalidData,
-                format!(
-                    "has {size} bytes, more than the blob's {}",
-                    blob.uncompressed_size
-                ),
+            let reason = format!(
+                "has {size} bytes, more than the blob's {}",
+                blob.uncompressed_size
             );
-            return Err(CacheError {
-                path: path.to_owned(),
-                action: "use",
-                source,
-            });
+            let source = io::Error::new(ErrorKind::InvalidData, reason);
+            return Err(failed(path, "use")(source));
         }
+        let stamps_path = stamps_path(path);
         if size < blob.uncompressed_size {
+            // What a ledger says of a shorter file is not about this one.
+            let _ = fs::remove_file(&stamps_path);
             data.set_len(blob.uncompressed_size)
                 .map_err(failed(path, "extend"))?;
         }
-        let stamps_path = stamps_path(path);
-        let whole = size == blob.uncompressed_size;
-        let stamps = Stamps::open(&stamps_path, data.as_fd(), whole, blob.chunk_count)
+        let ledger = Ledger::open(&stamps_path, &data, blob.chunk_count, directory.owner())
             .map_err(failed(&stamps_path, "open"))?;
         let map = ChunkMap::open(&map_path(path), blob.chunk_count);
-        Ok((data, stamps, map))
+        drop(lock);
+        Ok(Self {
+            data,
+            ledger: Some(Arc::new(ledger)),
+            directory: Some(directory),
+            map,
+            index_path: index_path(path),
+            quota: 0,
+            pin: false,
+        })
     }
 
-    fn open_readable(blob: &BlobDescription, path: &Path) -> Option<File> {
-        let file = File::open(path).ok()?;
-        (file.metadata().ok()?.len() == blob.uncompressed_size).then_some(file)
+    fn open_readable(path: &Path, blob: &BlobDescription) -> Result<Self, CacheError> {
+        let whole = |file: &File| {
+            file.metadata()
+                .is_ok_and(|metadata| metadata.len() == blob.uncompressed_size)
+        };
+        let data = match File::open(path).ok().filter(whole) {
+            Some(file) => file,
+            None => empty(blob)?,
+        };
+        let ledger = Ledger::open_existing(&stamps_path(path), &data, Some(blob.chunk_count), false, 0);
+        Ok(Self {
+            data,
+            ledger: ledger.map(Arc::new),
+            directory: None,
+            map: ChunkMap::open_readable(&map_path(path), blob.chunk_count),
+            index_path: index_path(path),
+            quota: 0,
+            pin: false,
+        })
+    }
+
+    /// Keeps everybody from evicting chunks of this blob, as long as the files are open. Readers of a directory that can not be
+    /// written can pin, too.
+    fn pin(&mut self) {
+        match rustix::fs::flock(&self.data, FlockOperation::LockShared) {
+            Ok(()) => self.pin = true,
+            Err(error) => tracing::warn!(%error, "blob can not be pinned"),
+        }
+    }
+
+    /// Whether a view with this configuration can share the files.
+    pub(crate) fn fits(&self, config: &CacheConfig) -> bool {
+        self.quota == config.quota && self.pin == config.pin
     }
 
     /// The data file.
@@ -130,77 +177,127 @@ impl CacheFiles {
         self.data.as_fd()
     }
 
-    /// What chunks `first..first + count` were verified to be; all zero for nothing.
-    pub(crate) fn stamps(&self, first: u32, count: u32) -> Vec<[u8; 32]> {
-        self.stamps
-            .as_ref()
-            .map(|stamps| stamps.read(first, count))
-            .unwrap_or_default()
+    /// What is known of the chunks.
+    pub(crate) fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.ledger.as_ref()
     }
 
-    /// Whether somebody says that chunk `index` is in the data file.
-    pub(crate) fn claimed(&self, index: u32) -> bool {
+    /// Whether chunks can be put here at all.
+    pub(crate) fn writable(&self) -> Option<(&Arc<Ledger>, &Directory)> {
+        let ledger = self.ledger.as_ref().filter(|ledger| ledger.writable())?;
+        Some((ledger, self.directory.as_deref()?))
+    }
+
+    /// The version under which chunk `index` is here, verified to be what `stamp` says.
+    pub(crate) fn recall(&self, index: u32, stamp: &[u8; 32]) -> Option<u32> {
+        let ledger = self.ledger.as_ref()?;
+        // The record counts for the version that was there before it was read.
+        let version = ledger.present(index);
+        (version != 0 && ledger.record(index).stamp == *stamp).then_some(version)
+    }
+
+    /// Versions and stamps of those of `first..first + count` that are here.
+    pub(crate) fn recall_all(&self, first: u32, count: u32) -> Vec<(u32, u32, [u8; 32])> {
+        let Some(ledger) = &self.ledger else {
+            return Vec::new();
+        };
+        let versions: Vec<(u32, u32)> = (first..first.saturating_add(count))
+            .map(|index| (index, ledger.present(index)))
+            .collect();
+        let records = ledger.records(first, count);
+        versions
+            .into_iter()
+            .zip(records)
+            .filter(|((_, version), _)| *version != 0)
+            .map(|((index, version), record)| (index, version, record.stamp))
+            .collect()
+    }
+
+    /// Whether somebody says, or said before the host was restarted, that chunk `index` is in the data file.
+    pub(crate) fn rumoured(&self, index: u32) -> bool {
         self.map.as_ref().is_some_and(|map| map.contains(index))
+            || self.ledger.as_ref().is_some_and(|ledger| ledger.doubtful(index))
     }
 
-    /// Whether stamps of an earlier run, or of another process, may be there.
-    pub(crate) fn inherited(&self) -> bool {
-        self.stamps.as_ref().is_some_and(Stamps::inherited)
-            || self.map.as_ref().is_some_and(ChunkMap::inherited)
+    /// Asks for the right to fill chunk `index`; `None` if nothing can be put here.
+    pub(crate) fn acquire(&self, index: u32) -> Option<Acquired> {
+        let (ledger, directory) = self.writable()?;
+        Some(ledger.acquire(index, |owner| directory.alive(owner)))
+    }
+
+    /// Takes the right to replace chunk `index`, which is present under `version` and not what it should be.
+    pub(crate) fn replace(&self, index: u32, version: u32) -> Option<Filling> {
+        self.writable()?.0.replace(index, version)
     }
 
     /// Reads from the data file.
     pub(crate) fn read(&self, offset: u64, size: u32) -> io::Result<Vec<u8>> {
         let mut data = vec![0; size as usize];
-        let mut filled = 0;
-        while let Some(rest) = data.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::pread(&self.data, rest, offset + filled as u64) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(n) => filled += n,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        std::os::unix::fs::FileExt::read_exact_at(&self.data, &mut data, offset)?;
         Ok(data)
     }
 
-    /// Writes a verified chunk, then its stamp, then its bit.
-    pub(crate) fn store(&self, index: u32, offset: u64, data: &[u8], stamp: &[u8; 32]) -> io::Result<()> {
-        let Some(stamps) = self.stamps.as_ref().filter(|stamps| stamps.writable()) else {
+    /// Writes a verified chunk, then its record, then its bit; returns the version under which it is present. With `evict`,
+    /// chunks that were not used for long make room for it. `None` if the right was lost meanwhile.
+    pub(crate) fn store(
+        &self,
+        filling: Filling,
+        chunk: &Chunk,
+        data: &[u8],
+        stamp: [u8; 32],
+        evict: bool,
+    ) -> io::Result<Option<u32>> {
+        let Some((_, directory)) = self.writable() else {
             return Err(ErrorKind::ReadOnlyFilesystem.into());
         };
-        let mut rest = data;
-        let mut at = offset;
-        while !rest.is_empty() {
-            match rustix::io::pwrite(&self.data, rest, at) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(n) => {
-                    at += n as u64;
-                    rest = rest.get(n..).unwrap_or_default();
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        let bytes = (data.len() as u64).next_multiple_of(4096);
+        let room = directory.reserve(bytes, self.quota, evict)?;
+        let record = Record {
+            stamp,
+            offset: chunk.uncompressed_offset,
+            size: chunk.uncompressed_size,
+        };
+        let written = std::os::unix::fs::FileExt::write_all_at(&self.data, data, record.offset)
+            .and_then(|()| filling.record(&record));
+        if let Err(error) = written {
+            // Half a chunk is of no use to anybody.
+            let _ = evict::punch(&self.data, record.offset, record.size.into());
+            return Err(error);
         }
-        stamps.write(index, stamp)?;
-        self.claim(index);
-        Ok(())
+        room.used();
+        Ok(self.finish(filling, chunk.index))
     }
 
     /// Records that the data file's bytes of a chunk were read back and found to be good.
-    pub(crate) fn confirm(&self, index: u32, stamp: &[u8; 32]) {
-        if let Some(stamps) = self.stamps.as_ref().filter(|stamps| stamps.writable())
-            && let Err(error) = stamps.write(index, stamp)
-        {
-            tracing::debug!(%error, index, "stamp not written");
-        }
-        self.claim(index);
+    pub(crate) fn confirm(&self, filling: Filling, chunk: &Chunk, stamp: [u8; 32]) -> Option<u32> {
+        let record = Record {
+            stamp,
+            offset: chunk.uncompressed_offset,
+            size: chunk.uncompressed_size,
+        };
+        filling.record(&record).ok()?;
+        self.finish(filling, chunk.index)
     }
 
-    /// The bit is for other tools; without it they fetch again.
-    fn claim(&self, index: u32) {
+    fn finish(&self, filling: Filling, index: u32) -> Option<u32> {
+        let version = filling.done()?;
+        // The bit is for other tools; without it they fetch again.
         if let Some(map) = &self.map {
             map.insert(index);
+        }
+        Some(version)
+    }
+
+    /// Whether this process shall read the chunk index; `false` if another does so now.
+    pub(crate) fn begin_index(&self) -> bool {
+        self.writable()
+            .is_none_or(|(ledger, directory)| ledger.begin_index(|owner| directory.alive(owner)))
+    }
+
+    /// Ends what [`CacheFiles::begin_index`] allowed.
+    pub(crate) fn end_index(&self) {
+        if let Some((ledger, _)) = self.writable() {
+            ledger.end_index();
         }
     }
 
@@ -240,6 +337,10 @@ impl CacheFiles {
     }
 }
 
+fn index_path(data: &Path) -> PathBuf {
+    data.with_extension("index")
+}
+
 fn map_path(data: &Path) -> PathBuf {
     data.with_added_extension("chunk_map")
 }
@@ -273,11 +374,11 @@ fn degradable(kind: ErrorKind) -> bool {
 }
 
 /// A data file without data, for caches that can not have one.
-fn empty(blob: &BlobDescription) -> Result<OwnedFd, CacheError> {
-    let make = || -> io::Result<OwnedFd> {
+fn empty(blob: &BlobDescription) -> Result<File, CacheError> {
+    let make = || -> io::Result<File> {
         let file = rustix::fs::memfd_create("uncached-blob", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&file, blob.uncompressed_size)?;
-        Ok(file)
+        Ok(file.into())
     };
     make().map_err(|source| CacheError {
         path: "memfd".into(),

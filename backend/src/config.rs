@@ -79,6 +79,10 @@ pub struct CacheConfig {
     /// Read amplification: a request for absent chunks is extended over their absent neighbours up to so many
     /// compressed bytes. 0 fetches what was asked for and nothing else.
     pub amplify: u32,
+    /// Bytes of the disk that the directory may use, whatever process fills it; 0 for no limit. Chunks that were not used for long make room.
+    pub quota: u64,
+    /// Never evict chunks of this blob while it is open.
+    pub pin: bool,
 }
 
 impl CacheConfig {
@@ -90,6 +94,8 @@ impl CacheConfig {
         Self {
             dir: dir.into(),
             amplify: Self::AMPLIFY,
+            quota: 0,
+            pin: false,
         }
     }
 }

@@ -8,8 +8,8 @@
 //! once, while each image still trusts its own digests only.
 //!
 //! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `flight` and
-//! `waiter` (what is on its way, and for whom), `request` (reads a range), `plan` (which ranges to ask for), `budget` (who may ask now),
-//! `pool` (the decode threads), `status` (what people ask).
+//! `waiter` (what is on its way, and for whom), `share` (one fetch per chunk among processes), `request` (reads a range), `plan` (which
+//! ranges to ask for), `budget` (who may ask now), `pool` (the decode threads), `status` (what people ask).
 
 mod budget;
 mod fetch;
@@ -20,6 +20,7 @@ mod plan;
 mod pool;
 mod prefetch;
 mod request;
+mod share;
 mod status;
 mod waiter;
 
@@ -27,7 +28,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -35,7 +36,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::cache::{CacheFiles, Residency};
+use crate::cache::{CacheFiles, Directory, Residency};
 use crate::chunk::BlobDescription;
 use crate::config::Secret;
 pub use crate::config::{CacheConfig, SourceConfig, StoreOptions};
@@ -57,6 +58,7 @@ use index::IndexState;
 use origin::Origin;
 use pool::Pool;
 pub use prefetch::{Prefetch, PrefetchOptions, PrefetchProgress, Wish};
+pub use waiter::Lease;
 use waiter::Waiter;
 
 /// Who asks. Lower values go first.
@@ -70,12 +72,14 @@ pub enum Priority {
     Background,
 }
 
-/// Chunks that could not be cached (disk full, read-only cache) and are held in memory instead:
-/// verified bytes by chunk index.
+/// What a fetch gives beside residency.
 #[derive(Clone, Default, Debug)]
 pub struct Held {
-    /// (chunk index, its uncompressed bytes).
+    /// Chunks that could not be cached (disk full, quota used up, read-only cache): their index and their verified,
+    /// uncompressed bytes.
     pub chunks: Vec<(u32, Arc<[u8]>)>,
+    /// Keeps the chunks that became resident from being evicted before they were read, for a few seconds at most.
+    pub lease: Option<Arc<Lease>>,
 }
 
 /// Called once with the outcome of a fetch.
@@ -95,6 +99,7 @@ pub(crate) struct Engine {
     sources: Mutex<HashMap<SourceConfig, Weak<Origin>>>,
     shared: Mutex<HashMap<SharedKey, Weak<Shared>>>,
     lanes: AtomicU64,
+    directories: Mutex<HashMap<PathBuf, Weak<Directory>>>,
 }
 
 /// Blob id, cache directory, lane of the source.
@@ -115,6 +120,7 @@ impl Store {
             sources: Mutex::default(),
             shared: Mutex::default(),
             lanes: AtomicU64::new(0),
+            directories: Mutex::default(),
         };
         Ok(Self {
             engine: Arc::new(engine),
@@ -173,11 +179,11 @@ impl Store {
         let shared = match all
             .get(&key)
             .and_then(Weak::upgrade)
-            .filter(|shared| shared.fits(&description))
+            .filter(|shared| shared.fits(&description, cache))
         {
             Some(shared) => shared,
             None => {
-                let files = CacheFiles::open(cache, &description)
+                let files = CacheFiles::open(cache, self.engine.directory(&cache.dir), &description)
                     .map_err(|error| FetchError::new(&id, format!("{error}: {}", error.source)))?;
                 let shared = Arc::new(Shared::new(Arc::clone(&self.engine), files, origin, &description));
                 all.insert(key, Arc::downgrade(&shared));
@@ -186,8 +192,7 @@ impl Store {
         };
         drop(all);
         let blob = Arc::new(Blob {
-            residency: Residency::new(description.chunk_count),
-            generation: AtomicU64::new(0),
+            residency: Residency::new(shared.files.ledger().cloned()),
             index: Mutex::new(IndexState::Unknown),
             amplify: cache.amplify,
             description,
@@ -209,6 +214,18 @@ impl Engine {
 
     fn new_lane(&self) -> u64 {
         self.lanes.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The cache directory at `path`; one for all blobs in it. Fails if it can not be written.
+    fn directory(&self, path: &Path) -> io::Result<Arc<Directory>> {
+        let mut directories = self.directories.lock();
+        directories.retain(|_, directory| directory.strong_count() > 0);
+        if let Some(directory) = directories.get(path).and_then(Weak::upgrade) {
+            return Ok(directory);
+        }
+        let directory = Arc::new(Directory::open(path)?);
+        directories.insert(path.to_owned(), Arc::downgrade(&directory));
+        Ok(directory)
     }
 
     /// The source that `config` describes; one for all blobs that name it.
@@ -253,7 +270,6 @@ pub(crate) fn random() -> u64 {
 pub struct Blob {
     description: BlobDescription,
     residency: Residency,
-    generation: AtomicU64,
     index: Mutex<IndexState>,
     amplify: u32,
     shared: Arc<Shared>,
@@ -267,7 +283,13 @@ impl Blob {
 
     /// Whether chunk `index` is resident, that is complete and verified in the cache file.
     pub fn is_resident(&self, index: u32) -> bool {
-        self.residency.contains(index)
+        self.residency.version(index) != 0
+    }
+
+    /// The version under which chunk `index` is resident; 0 if it is not. It is another one after the chunk was evicted and
+    /// fetched again.
+    pub fn version(&self, index: u32) -> u32 {
+        self.residency.version(index)
     }
 
     /// Number of resident chunks.
@@ -275,10 +297,10 @@ impl Blob {
         self.residency.count()
     }
 
-    /// Counts evictions. Read it before `is_resident` and after the data were read: if it changed,
-    /// look up again, for the data may have been freed in between.
+    /// Counts chunks of the blob that were evicted or replaced, by whatever process. Read it before `version` and after the data were
+    /// read: if it changed, compare the versions, for the data may have been freed in between.
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.residency.withdrawn()
     }
 
     /// The cache file: the uncompressed view of the blob, holes where chunks are absent.
@@ -299,7 +321,8 @@ impl Blob {
     /// Makes `chunks` resident. Returns at once; `done` is called exactly once, from another thread,
     /// by `deadline` at the latest. Dropping interest costs other waiters nothing.
     pub fn fetch(self: &Arc<Self>, chunks: &[u32], priority: Priority, deadline: Instant, done: Completion) {
-        let waiter = Waiter::new(&self.description.id, chunks.len(), done);
+        let ledger = self.shared.files.ledger();
+        let waiter = Waiter::new(&self.description.id, chunks.len(), ledger, done);
         waiter.limit(self.shared.engine.runtime().handle(), deadline);
         self.plan(Plan {
             chunks: chunks.to_vec(),

@@ -138,6 +138,10 @@ pub struct FileCache {
     pub enable_convergent_encryption: bool,
     /// 32 bytes, hexadecimal.
     pub encryption_key: Secret,
+    /// Bytes that the directory may use; 0: no limit. Ours, not upstream's.
+    pub quota: u64,
+    /// Keep what is cached of this image, whatever the quota, as long as it is mounted. Ours, not upstream's.
+    pub pin: bool,
 }
 
 impl Default for FileCache {
@@ -148,6 +152,8 @@ impl Default for FileCache {
             enable_encryption: false,
             enable_convergent_encryption: false,
             encryption_key: Secret::default(),
+            quota: 0,
+            pin: false,
         }
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! A fetch becomes a `Waiter` and a job for a decode thread, which describes the chunks, looks whether an earlier run or another process left
 //! them in the cache, and joins or starts a `Flight` for each that is really absent. Flights that are neighbours
-//! in the blob travel as one request. A request is a task of the network runtime: it waits for admission, reads, hands each unit to a
+//! in the blob travel as one request, unless another process has them on their way (`share`). A request is a task of the network runtime: it waits for admission, reads, hands each unit to a
 //! decode thread as soon as its last byte is there, and keeps trying while somebody waits. A decode thread decompresses and verifies
 //! in private memory, writes to the cache file, marks the chunk resident, and lands the flight.
 //!
 //! Who tells the waiters, whatever happens: a `Claim` is the duty to land a flight, and its `Drop` does it; a waiter
 //! that is dropped says so; and a timer ends each at its deadline.
 
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,14 +20,15 @@ use super::budget::Ticket;
 use super::flight::{Claim, Flight, Unit};
 use super::plan::{Group, merge};
 use super::request::{Assembly, request};
-use super::waiter::Waiter;
+use super::waiter::{Arrival, Waiter};
 use super::{Blob, Engine, FetchError, Priority};
+use crate::cache::Acquired;
 use crate::chunk::Chunk;
 use crate::codec::{self, Decoder};
 use crate::error::CodecError;
 
 /// Most bytes of one request, unless a single unit or the configured amplification is larger.
-const MAX_REQUEST: u64 = 4 << 20;
+pub(super) const MAX_REQUEST: u64 = 4 << 20;
 
 /// A fetch, before it is planned.
 pub(super) struct Plan {
@@ -52,14 +54,15 @@ impl Blob {
 
     pub(super) fn run_plan(self: Arc<Self>, plan: Plan) {
         if plan.chunks.is_empty() {
-            plan.waiter.arrived(0, None);
+            plan.waiter.arrived(0, Arrival::Resident(0));
             return;
         }
         let Some(plan) = self.with_index(plan) else { return };
         let mut chunks = Vec::with_capacity(plan.chunks.len());
         for &index in &plan.chunks {
-            if self.is_resident(index) {
-                plan.waiter.arrived(index, None);
+            let version = self.version(index);
+            if version != 0 {
+                plan.waiter.arrived(index, Arrival::Resident(version));
                 continue;
             }
             match self.describe(index) {
@@ -116,8 +119,9 @@ impl Blob {
         let mut flights = self.shared.flights.lock();
         for (key, chunk) in keyed {
             // Landing marks the chunk resident first and removes the flight then: no chunk is missed in between.
-            if self.is_resident(key.0) {
-                arrived.push(key.0);
+            let version = self.version(key.0);
+            if version != 0 {
+                arrived.push((key.0, version));
                 continue;
             }
             let waiters = waiter.map(|waiter| (Arc::clone(waiter), Arc::clone(self)));
@@ -144,12 +148,15 @@ impl Blob {
                     blob: Arc::clone(self),
                     key,
                     landed: false,
+                    filling: None,
                 },
             ));
         }
         drop(flights);
         if let Some(waiter) = waiter {
-            arrived.into_iter().for_each(|index| waiter.arrived(index, None));
+            for (index, version) in arrived {
+                waiter.arrived(index, Arrival::Resident(version));
+            }
             let budget = &self.engine().budget;
             raised
                 .iter()
@@ -170,19 +177,20 @@ impl Blob {
             claim.held(&data);
             return None;
         }
-        if files.stamps(chunk.index, 1).first() == Some(&claim.key.1) {
+        if let Some(version) = files.recall(chunk.index, &claim.key.1) {
             self.shared.counters.recalled.fetch_add(1, Ordering::Relaxed);
-            claim.resident();
+            claim.resident(version);
             return None;
         }
-        if files.claimed(chunk.index)
-            && let Ok(data) = files.read(chunk.uncompressed_offset, chunk.uncompressed_size)
+        if files.rumoured(chunk.index)
             && self.verifiable(chunk)
+            && let Some(Acquired::Mine(filling)) = files.acquire(chunk.index)
+            && let Ok(data) = files.read(chunk.uncompressed_offset, chunk.uncompressed_size)
             && codec::verify(&self.description, chunk, &data).is_ok()
+            && let Some(version) = files.confirm(filling, chunk, claim.key.1)
         {
             self.shared.counters.recalled.fetch_add(1, Ordering::Relaxed);
-            files.confirm(chunk.index, &claim.key.1);
-            claim.resident();
+            claim.resident(version);
             return None;
         }
         Some(claim)
@@ -291,7 +299,7 @@ impl Blob {
     }
 
     /// Sends units on their way, as few requests as they allow.
-    fn submit(self: &Arc<Self>, units: Vec<Unit>, ticket: &Arc<Ticket>) {
+    pub(super) fn submit(self: &Arc<Self>, units: Vec<Unit>, ticket: &Arc<Ticket>) {
         for group in merge(units, u64::from(self.amplify).max(MAX_REQUEST)) {
             let task = request(Arc::clone(self), Assembly::new(group), Arc::clone(ticket));
             self.engine().runtime().spawn(task);
@@ -321,7 +329,7 @@ impl Blob {
                 .map_err(CodecError::clone)
                 .and_then(|decoded| self.verified(&chunk, decoded))
             {
-                Ok(data) => self.keep_chunk(&chunk, claim, &data),
+                Ok(data) => self.keep_chunk(&chunk, claim, &data, ticket.priority()),
                 Err(error) => {
                     tracing::warn!(blob = %self.shared.id, chunk = chunk.index, source = self.shared.origin.source.host(), %error, "damaged chunk");
                     self.shared.counters.damaged.fetch_add(1, Ordering::Relaxed);
@@ -355,23 +363,31 @@ impl Blob {
     }
 
     /// Writes a verified chunk to the cache, or holds it in memory.
-    fn keep_chunk(&self, chunk: &Chunk, claim: Claim, data: &Bytes) {
+    fn keep_chunk(&self, chunk: &Chunk, mut claim: Claim, data: &Bytes, priority: Priority) {
         let shared = &self.shared;
-        match shared
-            .files
-            .store(chunk.index, chunk.uncompressed_offset, data, &claim.key.1)
-        {
-            Ok(()) => {
+        let stored = match claim.filling.take() {
+            // What is only hinted at takes free room, and never that of what was asked for.
+            Some(filling) => {
+                shared
+                    .files
+                    .store(filling, chunk, data, claim.key.1, priority == Priority::Demand)
+            }
+            None => Err(ErrorKind::ReadOnlyFilesystem.into()),
+        };
+        let lost = || io::Error::new(ErrorKind::ResourceBusy, "another process fills the chunk");
+        match stored.and_then(|version| version.ok_or_else(lost)) {
+            Ok(version) => {
                 shared.uncached.store(false, Ordering::Relaxed);
                 shared.counters.fetched.fetch_add(1, Ordering::Relaxed);
                 shared
                     .counters
                     .fetched_bytes
                     .fetch_add(data.len() as u64, Ordering::Relaxed);
-                claim.resident();
+                claim.resident(version);
             }
             Err(error) => {
-                if !shared.uncached.swap(true, Ordering::Relaxed) {
+                let lasting = error.kind() != ErrorKind::ResourceBusy;
+                if lasting && !shared.uncached.swap(true, Ordering::Relaxed) {
                     tracing::warn!(blob = %shared.id, %error, "cache can not be written, serving uncached");
                 }
                 shared.counters.held.fetch_add(1, Ordering::Relaxed);

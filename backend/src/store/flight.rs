@@ -10,10 +10,11 @@ use parking_lot::Mutex;
 use super::budget::Ticket;
 use super::origin::Origin;
 use super::plan::Stored;
-use super::waiter::Waiter;
+use super::waiter::{Arrival, Waiter};
 use super::{Blob, Engine, FetchError};
-use crate::cache::CacheFiles;
+use crate::cache::{CacheFiles, Filling};
 use crate::chunk::{BlobDescription, Chunk};
+use crate::config::CacheConfig;
 use crate::metrics::BlobCounters;
 
 /// Bytes of chunks that could not be cached, kept per blob for those who read them piece by piece.
@@ -63,8 +64,8 @@ impl Shared {
     }
 
     /// Whether a view with this description can share the files.
-    pub(super) fn fits(&self, blob: &BlobDescription) -> bool {
-        self.size == (blob.uncompressed_size, blob.chunk_count)
+    pub(super) fn fits(&self, blob: &BlobDescription, cache: &CacheConfig) -> bool {
+        self.size == (blob.uncompressed_size, blob.chunk_count) && self.files.fits(cache)
     }
 
     /// Removes a flight and returns who waits for it.
@@ -100,16 +101,18 @@ pub(super) struct Claim {
     pub(super) blob: Arc<Blob>,
     pub(super) key: FlightKey,
     pub(super) landed: bool,
+    /// The right to fill the chunk, among all processes; asked for when its request is sent.
+    pub(super) filling: Option<Filling>,
 }
 
 impl Claim {
     /// The chunk is resident.
-    pub(super) fn resident(mut self) {
+    pub(super) fn resident(mut self, version: u32) {
         self.landed = true;
-        self.blob.residency.insert(self.key.0);
+        self.blob.residency.insert(self.key.0, version);
         for (waiter, blob) in self.blob.shared.land(&self.key) {
-            blob.residency.insert(self.key.0);
-            waiter.arrived(self.key.0, None);
+            blob.residency.insert(self.key.0, version);
+            waiter.arrived(self.key.0, Arrival::Resident(version));
         }
     }
 
@@ -117,7 +120,7 @@ impl Claim {
     pub(super) fn held(mut self, data: &Arc<[u8]>) {
         self.landed = true;
         for (waiter, _) in self.blob.shared.land(&self.key) {
-            waiter.arrived(self.key.0, Some(Arc::clone(data)));
+            waiter.arrived(self.key.0, Arrival::Held(Arc::clone(data)));
         }
     }
 
@@ -201,6 +204,11 @@ impl Unit {
 
     pub(super) fn wanted(&self) -> bool {
         self.chunks.iter().any(|(_, claim)| claim.wanted())
+    }
+
+    /// Ends the right to fill the chunks.
+    pub(super) fn release(&mut self) {
+        self.chunks.iter_mut().for_each(|(_, claim)| claim.filling = None);
     }
 
     /// Lands all flights if nobody waits for any of them.

@@ -3,7 +3,7 @@
 //! Also what depends on nothing but the index and the cache directory: recalling which chunks an earlier run left there.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -16,6 +16,8 @@ use crate::source::retry::Backoff;
 
 /// Chunks recalled in one go.
 const WINDOW: u32 = 1024;
+/// Pause between looks for an index that another process reads.
+const LOOK: Duration = Duration::from_millis(20);
 /// Largest chunk index that is read from a source.
 const MAX_INDEX: u32 = 512 << 20;
 
@@ -80,7 +82,7 @@ impl Blob {
     }
 
     /// Takes the bytes of the index from the source. Runs on a decode thread.
-    fn supply(self: Arc<Self>, range: IndexRange, bytes: &[u8], again: bool) {
+    fn supply(self: &Arc<Self>, range: IndexRange, bytes: &[u8], again: bool) {
         let supplied = self.description.index.supply(bytes);
         match supplied {
             Ok(()) if self.description.index.wanted().as_ref() == Some(&range) => {
@@ -97,8 +99,22 @@ impl Blob {
             Err(error) => {
                 tracing::warn!(%error, source = self.shared.origin.source.host(), "damaged chunk index, once more");
                 let runtime = self.shared.engine.runtime().handle().clone();
-                runtime.spawn(load(self, range, true));
+                runtime.spawn(load(Arc::clone(self), range, true));
             }
+        }
+    }
+
+    /// Takes the index from where another process left it, or reads it after all. Runs on a decode thread.
+    fn take_index(self: Arc<Self>, range: IndexRange, again: bool) {
+        match self.shared.files.load_index(&range) {
+            Some(bytes) if self.description.index.supply(&bytes).is_ok() => {
+                self.end_loading(IndexState::Unknown, None);
+            }
+            _ => drop(
+                self.engine()
+                    .runtime()
+                    .spawn(load(Arc::clone(&self), range, again)),
+            ),
         }
     }
 
@@ -132,7 +148,12 @@ impl Blob {
 
     /// Recalls, when nothing else is to do, which chunks an earlier run or another process left in the cache.
     pub(super) fn recall(self: &Arc<Self>) {
-        if self.shared.files.inherited() {
+        if self
+            .shared
+            .files
+            .ledger()
+            .is_some_and(|ledger| ledger.any_present())
+        {
             self.recall_from(0);
         }
     }
@@ -155,12 +176,11 @@ impl Blob {
 
     fn recall_window(&self, first: u32) {
         let count = WINDOW.min(self.description.chunk_count.saturating_sub(first));
-        for (index, stamp) in (first..).zip(self.shared.files.stamps(first, count)) {
-            if stamp != [0; 32]
-                && let Ok(chunk) = self.describe(index)
+        for (index, version, stamp) in self.shared.files.recall_all(first, count) {
+            if let Ok(chunk) = self.describe(index)
                 && codec::stamp(&self.description, &chunk) == stamp
             {
-                self.residency.insert(index);
+                self.residency.insert(index, version);
             }
         }
     }
@@ -178,6 +198,17 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
     let (mut backoff, started) = (Backoff::default(), Instant::now());
     let mut bytes = BytesMut::new();
     loop {
+        if !shared.files.begin_index() {
+            // Another process reads it; what it leaves is looked for.
+            tokio::time::sleep(LOOK).await;
+            if blob.index_wanted(None) {
+                let engine = &shared.engine;
+                engine
+                    .pool
+                    .push(Priority::Demand, Box::new(move |_| blob.take_index(range, again)));
+            }
+            return;
+        }
         let Some(permit) = shared
             .engine
             .budget
@@ -187,7 +218,7 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
             return;
         };
         if !blob.index_wanted(None) {
-            return;
+            return shared.files.end_index();
         }
         let before = bytes.len();
         let rest = range.offset + before as u64..end;
@@ -200,11 +231,13 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
             let stored = bytes.freeze();
             let job = move |_: &mut codec::Decoder| {
                 blob.supply(range, &stored, again);
+                blob.shared.files.end_index();
                 drop(permit);
             };
             return shared.engine.pool.push(Priority::Demand, Box::new(job));
         };
         drop(permit);
+        shared.files.end_index();
         if bytes.len() > before {
             backoff.reset();
         }

@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::fetch::Plan;
 use super::waiter::Waiter;
-use super::{Blob, FetchError, Priority, Store};
+use super::{Blob, FetchError, Held, Priority, Store};
 
 /// A fetch of a prefetch is given up after so long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -206,11 +206,19 @@ async fn fetch(wish: Arc<Wish>, batch: Batch, state: Arc<State>) -> Result<(), F
     let begin = Instant::now();
     let count = batch.chunks.len();
     let (tell, told) = oneshot::channel();
-    let done = Box::new(move |outcome: Result<_, FetchError>| {
-        let _ = tell.send(outcome.map(drop));
-    });
     let blob = &wish.blob;
-    let waiter = Waiter::new(&blob.description().id, count, done);
+    let id = blob.description().id.clone();
+    let done = Box::new(move |outcome: Result<Held, FetchError>| {
+        let _ = tell.send(outcome.and_then(|held| match held.chunks.len() {
+            0 => Ok(()),
+            // Of no use to anybody later.
+            count => Err(FetchError::new(
+                &id,
+                format!("{count} chunks could not be cached"),
+            )),
+        }));
+    });
+    let waiter = Waiter::new(&blob.description().id, count, None, done);
     waiter.limit(blob.engine().runtime().handle(), begin + PATIENCE);
     blob.plan(Plan {
         chunks: batch.chunks,

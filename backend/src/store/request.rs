@@ -100,6 +100,27 @@ impl Assembly {
         }
     }
 
+    /// Ends the right to fill the chunks.
+    pub(super) fn release(&mut self) {
+        self.units_mut().for_each(Unit::release);
+    }
+
+    /// The segments, to be taken apart.
+    pub(super) fn into_units(self) -> Vec<Unit> {
+        self.segments
+            .into_iter()
+            .flat_map(|segment| segment.units)
+            .collect()
+    }
+
+    pub(super) fn units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
+        self.segments.iter_mut().flat_map(|segment| &mut segment.units)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
     fn units(&self) -> impl Iterator<Item = &Unit> {
         self.segments.iter().flat_map(|segment| &segment.units)
     }
@@ -127,10 +148,11 @@ pub(super) async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc
         };
         if !assembly.units().any(Unit::wanted) {
             assembly.shrink();
-            if assembly.segments.is_empty() {
-                return;
-            }
         }
+        assembly = match blob.secure(assembly, &ticket) {
+            Some(assembly) => assembly,
+            None => return,
+        };
         let before = assembly.at;
         let Err(error) = attempt(&blob, &mut assembly, &ticket, permit, backoff.attempts() > 0).await else {
             return;
@@ -142,6 +164,8 @@ pub(super) async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc
         let spent = started.elapsed().as_secs_f64();
         let reason = format!("{error} (attempt {}, {spent:.1} s)", backoff.attempts());
         tracing::debug!(blob = %shared.id, %reason, "request failed");
+        // While we wait, other processes may try.
+        assembly.release();
         assembly
             .units()
             .flat_map(|unit| &unit.chunks)

@@ -8,6 +8,36 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use super::{Completion, FetchError, Held};
+use crate::cache::Ledger;
+
+/// How a chunk arrived.
+#[derive(Clone)]
+pub(crate) enum Arrival {
+    /// In the cache file, under this version.
+    Resident(u32),
+    /// In memory.
+    Held(Arc<[u8]>),
+}
+
+/// Chunks that stay in the cache for those who asked for them. Ends with its drop, or by itself after some seconds.
+pub struct Lease {
+    ledger: Arc<Ledger>,
+    chunks: Vec<(u32, u32)>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        for (index, version) in &self.chunks {
+            self.ledger.release(*index, *version);
+        }
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lease({} chunks)", self.chunks.len())
+    }
+}
 
 /// Somebody who asked for chunks. Told exactly once.
 pub(crate) struct Waiter {
@@ -18,16 +48,27 @@ pub(crate) struct Waiter {
 struct Pending {
     remaining: usize,
     held: Held,
+    lease: Option<Lease>,
     last_error: Option<String>,
     timer: Option<AbortHandle>,
     done: Completion,
 }
 
 impl Waiter {
-    pub(super) fn new(blob_id: &str, remaining: usize, done: Completion) -> Arc<Self> {
+    /// With a ledger, what arrives is leased.
+    pub(super) fn new(
+        blob_id: &str,
+        remaining: usize,
+        ledger: Option<&Arc<Ledger>>,
+        done: Completion,
+    ) -> Arc<Self> {
         let pending = Pending {
             remaining,
             held: Held::default(),
+            lease: ledger.map(|ledger| Lease {
+                ledger: Arc::clone(ledger),
+                chunks: Vec::new(),
+            }),
             last_error: None,
             timer: None,
             done,
@@ -59,11 +100,17 @@ impl Waiter {
     }
 
     /// One of the chunks is there.
-    pub(super) fn arrived(&self, index: u32, held: Option<Arc<[u8]>>) {
+    pub(super) fn arrived(&self, index: u32, what: Arrival) {
         let mut slot = self.pending.lock();
         let Some(pending) = slot.as_mut() else { return };
-        if let Some(data) = held {
-            pending.held.chunks.push((index, data));
+        match what {
+            Arrival::Resident(version) => {
+                if let Some(lease) = &mut pending.lease {
+                    lease.ledger.lease(index, version);
+                    lease.chunks.push((index, version));
+                }
+            }
+            Arrival::Held(data) => pending.held.chunks.push((index, data)),
         }
         pending.remaining = pending.remaining.saturating_sub(1);
         if pending.remaining > 0 {
@@ -72,7 +119,8 @@ impl Waiter {
         let finished = slot.take();
         drop(slot);
         if let Some(mut finished) = finished {
-            let held = std::mem::take(&mut finished.held);
+            let mut held = std::mem::take(&mut finished.held);
+            held.lease = finished.lease.take().map(Arc::new);
             finished.finish(Ok(held));
         }
     }

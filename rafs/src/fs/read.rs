@@ -27,13 +27,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn is_continued_by(&self, segment: &Segment) -> bool {
-        self.position == segment.blob
-            && self.offset + self.size as u64 == segment.offset
-            && self.blob.is_resident(segment.chunk)
+        self.position == segment.blob && self.offset + self.size as u64 == segment.offset
     }
 
-    /// Writes the run. `false` if chunks were evicted meanwhile, so that what was written may be holes.
-    fn write(self, sink: &mut dyn Sink) -> io::Result<bool> {
+    /// Writes the run. Notes if chunks of the blob were evicted meanwhile, so that what was written may be holes.
+    fn write(self, sink: &mut dyn Sink, seen: &mut Seen) -> io::Result<()> {
         let mut done = 0;
         while done < self.size {
             match sink.copy(self.blob.file(), self.size - done, self.offset + done as u64) {
@@ -44,8 +42,18 @@ impl Run<'_> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.blob.generation() == self.generation)
+        seen.changed |= self.blob.generation() != self.generation;
+        Ok(())
     }
+}
+
+/// What a read relied on.
+#[derive(Default)]
+struct Seen {
+    /// Sum of the versions of the chunks read from cache files. Versions of a chunk only grow, so that an equal sum means equal versions.
+    versions: u64,
+    /// Chunks of one of the blobs were evicted while it was read; perhaps others.
+    changed: bool,
 }
 
 /// Where data go.
@@ -182,11 +190,30 @@ impl RafsFs {
                 return self.absent(plan(Some(map))?, |segment| !self.is_available(segment, held));
             }
         }
-        if self.write(plan(Some(map))?, held, sink)? {
+        let seen = self.write(plan(Some(map))?, held, sink)?;
+        let sound = match &seen {
+            Some(seen) => !seen.changed || self.versions(plan(Some(map))?, held)? == seen.versions,
+            None => false,
+        };
+        if sound {
             Ok(ReadOutcome::Done(total as usize))
         } else {
             self.absent(plan(Some(map))?, |_| true)
         }
+    }
+
+    /// Sum of the versions of the chunks of `plan`, as [`Seen::versions`].
+    fn versions(&self, plan: Plan<'_>, held: &HeldChunks) -> io::Result<u64> {
+        let mut sum = 0;
+        for segment in plan {
+            let segment = segment.map_err(|d| self.report(d))?;
+            if let Some(blob) = self.blobs.get(segment.blob)
+                && held_bytes(blob, &segment, held).is_none()
+            {
+                sum += u64::from(blob.version(segment.chunk));
+            }
+        }
+        Ok(sum)
     }
 
     fn is_available(&self, segment: &Segment, held: &HeldChunks) -> bool {
@@ -195,42 +222,46 @@ impl RafsFs {
             .is_some_and(|blob| blob.is_resident(segment.chunk) || held_bytes(blob, segment, held).is_some())
     }
 
-    /// Writes all of `plan`. `false` if a chunk turned out to be absent.
-    fn write(&self, plan: Plan<'_>, held: &HeldChunks, sink: &mut dyn Sink) -> io::Result<bool> {
+    /// Writes all of `plan`. `None` if a chunk turned out to be absent.
+    fn write(&self, plan: Plan<'_>, held: &HeldChunks, sink: &mut dyn Sink) -> io::Result<Option<Seen>> {
+        let mut seen = Seen::default();
         let mut run: Option<Run<'_>> = None;
         for segment in plan {
             let segment = segment.map_err(|d| self.report(d))?;
+            let Some(blob) = self.blobs.get(segment.blob) else {
+                return Ok(None);
+            };
+            if let Some(bytes) = held_bytes(blob, &segment, held) {
+                if let Some(run) = run.take() {
+                    run.write(sink, &mut seen)?;
+                }
+                sink.take(bytes)?;
+                continue;
+            }
+            let generation = blob.generation();
+            let version = blob.version(segment.chunk);
+            if version == 0 {
+                return Ok(None);
+            }
+            seen.versions += u64::from(version);
             if let Some(run) = run.as_mut().filter(|run| run.is_continued_by(&segment)) {
                 run.size += segment.size as usize;
                 continue;
             }
-            if let Some(run) = run.take()
-                && !run.write(sink)?
-            {
-                return Ok(false);
-            }
-            let Some(blob) = self.blobs.get(segment.blob) else {
-                return Ok(false);
-            };
-            let generation = blob.generation();
-            if blob.is_resident(segment.chunk) {
-                run = Some(Run {
-                    blob,
-                    position: segment.blob,
-                    generation,
-                    offset: segment.offset,
-                    size: segment.size as usize,
-                });
-            } else if let Some(bytes) = held_bytes(blob, &segment, held) {
-                sink.take(bytes)?;
-            } else {
-                return Ok(false);
+            if let Some(run) = run.replace(Run {
+                blob,
+                position: segment.blob,
+                generation,
+                offset: segment.offset,
+                size: segment.size as usize,
+            }) {
+                run.write(sink, &mut seen)?;
             }
         }
-        match run {
-            Some(run) => run.write(sink),
-            None => Ok(true),
+        if let Some(run) = run {
+            run.write(sink, &mut seen)?;
         }
+        Ok(Some(seen))
     }
 
     /// Collects the chunks of `plan` that are `wanted`.
@@ -352,7 +383,7 @@ impl Join {
         match result {
             Err(error) => self.done.take().map(|done| (done, Err(error))),
             Ok(held) => {
-                if !held.chunks.is_empty() {
+                if !held.chunks.is_empty() || held.lease.is_some() {
                     self.held.blobs.push((id, held));
                 }
                 if self.remaining != 0 {
