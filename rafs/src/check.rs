@@ -5,12 +5,12 @@ use std::collections::HashSet;
 use crate::digest;
 use crate::error::Damaged;
 use crate::inode::{Inode, Kind};
-use crate::reader::Reader;
+use crate::reader::{Reader, Step};
 
 /// What a complete check has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Directory entries, and the root.
+    /// Directory entries that lead somewhere, and the root.
     pub names: u64,
     /// Inodes: names of one file count once.
     pub inodes: u64,
@@ -24,113 +24,59 @@ impl Reader {
     /// Checks everything that can be checked without the blobs, and calls `fault` with path and reason for whatever is
     /// wrong. Goes on after a fault. Touches every page of the metadata.
     pub fn check(&self, fault: &mut dyn FnMut(&[u8], Damaged)) -> Checked {
-        let mut check = Check {
-            reader: self,
-            fault,
-            checked: Checked::default(),
-            seen: HashSet::new(),
-        };
-        let found = self.indexed.build_map().map(|_| ());
-        check.note(b"/", found);
-        check.tree();
-        check.checked
-    }
-}
-
-struct Check<'a> {
-    reader: &'a Reader,
-    fault: &'a mut dyn FnMut(&[u8], Damaged),
-    checked: Checked,
-    seen: HashSet<u64>,
-}
-
-impl Check<'_> {
-    fn note(&mut self, path: &[u8], result: Result<(), Damaged>) {
-        if let Err(damaged) = result {
-            self.checked.faults += 1;
-            (self.fault)(path, damaged);
+        let mut checked = Checked::default();
+        let mut seen = HashSet::new();
+        let map = self.indexed.build_map().map(|_| ());
+        if let Err(damaged) = map {
+            checked.faults += 1;
+            fault(b"/", damaged);
         }
-    }
-
-    fn tree(&mut self) {
-        let root = match self.reader.inode(self.reader.root()) {
-            Ok(root) => root,
-            Err(damaged) => return self.note(b"/", Err(damaged)),
-        };
-        self.checked.names += 1;
-        self.inode(b"/", &root);
-        let mut open = vec![(Vec::new(), root)];
-        while let Some((path, dir)) = open.pop() {
-            let result = self.directory(&path, &dir, &mut open);
-            self.note(if path.is_empty() { b"/" } else { &path }, result);
-        }
-    }
-
-    fn directory(
-        &mut self,
-        path: &[u8],
-        dir: &Inode,
-        open: &mut Vec<(Vec<u8>, Inode)>,
-    ) -> Result<(), Damaged> {
-        let image = &self.reader.indexed.image;
-        let mut previous: Option<&[u8]> = None;
-        image.list::<Damaged>(dir, 0, &mut |entry| {
-            let dot = matches!(entry.name, b"." | b"..");
-            let child = [path, b"/", entry.name].concat();
-            // `.` and `..` of v5 are not stored, and so not sorted.
-            if !dot || self.reader.bootstrap().version() == crate::bootstrap::Version::V6 {
-                if previous.is_some_and(|previous| previous >= entry.name) {
-                    self.note(
-                        &child,
-                        Err(Damaged::new("directory", dir.id, "not sorted by name")),
-                    );
-                }
-                previous = Some(entry.name);
-            }
-            let inode = match image.resolve(dir, &entry) {
-                Ok(inode) => inode,
-                Err(damaged) => {
-                    self.note(&child, Err(damaged));
-                    return Ok(true);
+        let mut visit = |step: Step<'_>| {
+            let mut note = |result: Result<(), Damaged>| {
+                if let Err(damaged) = result {
+                    checked.faults += 1;
+                    fault(step.path, damaged);
                 }
             };
-            if dot {
-                return Ok(true);
-            }
-            self.checked.names += 1;
-            if self.inode(&child, &inode) {
-                if inode.kind == Kind::Directory {
-                    open.push((child, inode));
+            let inode = match step.inode {
+                Ok(inode) => inode,
+                Err(damaged) => {
+                    note(Err(damaged));
+                    return Ok::<(), std::convert::Infallible>(());
                 }
-            } else if inode.kind == Kind::Directory {
-                self.note(&child, Err(Damaged::new("directory", inode.id, "has two names")));
+            };
+            if seen.insert(inode.id) {
+                self.check_inode(inode, map.is_ok(), &mut note);
+                checked.inodes += 1;
+                checked.bytes =
+                    checked
+                        .bytes
+                        .saturating_add(if inode.kind == Kind::File { inode.size } else { 0 });
             }
-            Ok(true)
-        })
+            checked.names += 1;
+            Ok(())
+        };
+        match self.walk(&mut visit) {
+            Ok(()) => checked,
+        }
     }
 
-    /// Checks an inode unless it was seen before; tells whether it was new.
-    fn inode(&mut self, path: &[u8], inode: &Inode) -> bool {
-        if !self.seen.insert(inode.id) {
-            return false;
-        }
-        self.checked.inodes += 1;
-        let reader = self.reader;
-        self.note(path, reader.xattrs(inode).map(|_| ()));
-        self.note(path, digest::check(&reader.indexed.image, inode));
+    fn check_inode(&self, inode: &Inode, mapped: bool, note: &mut dyn FnMut(Result<(), Damaged>)) {
+        note(self.xattrs(inode).map(|_| ()));
+        note(digest::check(&self.indexed.image, inode));
         match inode.kind {
-            Kind::File => {
-                self.checked.bytes += inode.size;
-                // A failed build of the map was noted already.
-                if reader.indexed.build_map().is_ok() {
-                    self.note(path, reader.chunks(inode).map(|_| ()));
+            Kind::Directory => {
+                for dots in [b".".as_slice(), b".."] {
+                    note(self.lookup(inode, dots).and_then(|found| {
+                        let missing = Damaged::new("directory", inode.id, "has no `.` or no `..`");
+                        found.map(|_| ()).ok_or(missing)
+                    }));
                 }
             }
-            Kind::Symlink if reader.superblock().version == crate::bootstrap::Version::V6 => {
-                self.note(path, reader.symlink_target(inode).map(|_| ()));
-            }
+            // A map that cannot be built was noted already.
+            Kind::File if mapped => note(self.chunks(inode).map(|_| ())),
+            Kind::Symlink => note(self.symlink_target(inode).map(|_| ())),
             _ => {}
         }
-        true
     }
 }

@@ -22,6 +22,7 @@ use crate::error::Damaged;
 use crate::image::Image;
 use crate::layout::blob::{ChunkInfoHeader, Features};
 use crate::layout::v5::{ChunkFlags, ChunkRecord};
+use crate::layout::v6::MAX_UNCOMPRESSED_SIZE;
 use crate::layout::{MAX_CHUNK_SIZE, MAX_CHUNKS};
 use crate::superblock::{BlobFacts, Format};
 use context::Contexts;
@@ -178,7 +179,12 @@ fn plausible(record: &ChunkRecord, blobs: &[BlobFacts], chunk_size: u32) -> bool
             } else {
                 blob.chunk_count
             }
-        && end.is_some_and(|end| blob.uncompressed_size == 0 || end <= blob.uncompressed_size)
+        && end.is_some_and(|end| {
+            end <= match blob.uncompressed_size {
+                0 => MAX_UNCOMPRESSED_SIZE,
+                size => size,
+            }
+        })
 }
 
 /// The index of one blob, as the store sees it.

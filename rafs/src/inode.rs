@@ -8,6 +8,8 @@ use fuse_backend_rs::abi::fuse_abi::stat64;
 use crate::digest;
 use crate::error::{Damaged, Refused};
 use crate::image::Image;
+use crate::layout::v5::ChunkRecord;
+use crate::layout::v6::ChunkAddress;
 use crate::superblock::Format;
 
 /// Unit of `st_blocks`, in bytes.
@@ -107,6 +109,8 @@ pub(crate) enum Body {
         xattrs: Option<u64>,
         /// Offset of the chunk records of a file.
         chunks: u64,
+        /// Whether they leave parts of the file out, which are zeros.
+        holes: bool,
     },
     V6 {
         /// Whether the rest of the data follows the inode (directories and symlinks).
@@ -119,6 +123,8 @@ pub(crate) enum Body {
         xattrs_size: u64,
         /// Offset of what follows: inline data, or chunk addresses.
         tail: u64,
+        /// Number of chunk addresses.
+        addresses: u64,
     },
 }
 
@@ -126,6 +132,27 @@ impl Inode {
     /// Whether several names may refer to it.
     pub fn is_hardlinked(&self) -> bool {
         self.kind == Kind::File && self.nlink > 1
+    }
+
+    /// Bytes of the bootstrap that are this inode's alone, apart from the record itself: attributes, target, chunk addresses.
+    pub(crate) fn extent(&self) -> u64 {
+        match self.body {
+            Body::V5 {
+                target,
+                chunks,
+                child_count,
+                ..
+            } => {
+                let records = if self.kind == Kind::File { child_count } else { 0 };
+                chunks - target + records * size_of::<ChunkRecord>() as u64
+            }
+            Body::V6 {
+                xattrs,
+                tail,
+                addresses,
+                ..
+            } => tail - xattrs + addresses * size_of::<ChunkAddress>() as u64,
+        }
     }
 
     /// Attributes as `stat` shows them. There is one time stamp; it stands for all three.

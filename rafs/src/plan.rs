@@ -9,6 +9,24 @@ use crate::layout::v5::ChunkRecord;
 use crate::layout::v6::ChunkAddress;
 use crate::superblock::Format;
 
+/// A part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// A range of a chunk.
+    Data(Segment),
+    /// So many zeros, which are stored nowhere (v5).
+    Hole(u64),
+}
+
+impl Piece {
+    fn size(&self) -> u64 {
+        match self {
+            Piece::Data(segment) => segment.size.into(),
+            Piece::Hole(size) => *size,
+        }
+    }
+}
+
 /// A range of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -24,7 +42,7 @@ pub(crate) struct Segment {
     pub(crate) size: u32,
 }
 
-/// The ranges that a read consists of, in file order. Once it has failed it yields nothing more.
+/// The pieces that a read consists of, in file order. Once it has failed it yields nothing more.
 pub(crate) struct Plan<'a> {
     image: &'a Image,
     /// To check chunk addresses with; without it, segments tell blob and chunk reliably, but no more.
@@ -47,13 +65,23 @@ impl<'a> Plan<'a> {
             return Err(Damaged::new("inode", inode.id, "not a regular file"));
         }
         let end = offset.saturating_add(size).min(inode.size);
-        Ok(Self {
+        let plan = Self {
             image,
             map,
             inode: *inode,
             offset: offset.min(end),
             end,
-        })
+        };
+        if let Body::V5 {
+            chunks,
+            child_count,
+            holes: true,
+            ..
+        } = inode.body
+        {
+            plan.check_order(chunks, child_count)?;
+        }
+        Ok(plan)
     }
 
     /// Bytes that are still to come.
@@ -61,17 +89,24 @@ impl<'a> Plan<'a> {
         self.end - self.offset
     }
 
-    fn segment(&self) -> Result<Segment, Damaged> {
+    fn piece(&self) -> Result<Piece, Damaged> {
         let chunk_size = u64::from(self.image.superblock.chunk_size);
         let number = self.offset / chunk_size;
-        let in_chunk = self.offset % chunk_size;
         // Bytes of the file that this chunk holds.
         let expected = chunk_size.min(self.inode.size - number * chunk_size);
-        let size = (expected - in_chunk).min(self.end - self.offset);
         let address = match (self.inode.body, self.image.superblock.format) {
             (Body::V6 { tail, .. }, Format::V6 { block_bits, .. }) => {
                 self.v6_address(tail + number * size_of::<ChunkAddress>() as u64, block_bits)?
             }
+            (
+                Body::V5 {
+                    chunks,
+                    child_count,
+                    holes: true,
+                    ..
+                },
+                _,
+            ) => return self.sparse_piece(chunks, child_count),
             (
                 Body::V5 {
                     chunks, child_count, ..
@@ -83,6 +118,63 @@ impl<'a> Plan<'a> {
             )?,
             _ => return Err(self.damaged("a chunk of it is missing")),
         };
+        self.segment(&address, self.offset % chunk_size, expected)
+            .map(Piece::Data)
+    }
+
+    /// In a file with holes nothing but their order tells that chunks are where they should be. All of them are looked at for
+    /// each plan: one in a wrong place would make a hole of another one's data.
+    fn check_order(&self, chunks: u64, count: u64) -> Result<(), Damaged> {
+        let mut end = 0;
+        for record in self.records(chunks, count)? {
+            let start = record.file_offset.get();
+            if start < end || record.uncompressed_size.get() == 0 {
+                return Err(self.damaged("its chunks are not in order, or overlap"));
+            }
+            end = start.saturating_add(record.uncompressed_size.get().into());
+        }
+        if end > self.inode.size {
+            return Err(self.damaged("a chunk of it lies beyond its end"));
+        }
+        Ok(())
+    }
+
+    fn records(&self, chunks: u64, count: u64) -> Result<&'a [ChunkRecord], Damaged> {
+        self.image.bootstrap.array("chunk records", chunks, count)
+    }
+
+    /// What is at the offset in a file with holes.
+    fn sparse_piece(&self, chunks: u64, count: u64) -> Result<Piece, Damaged> {
+        let records = self.records(chunks, count)?;
+        let next = records.partition_point(|record| record.file_offset.get() <= self.offset);
+        let (before, after) = records.split_at_checked(next).unwrap_or((records, &[]));
+        if let Some(record) = before.last() {
+            let (start, size) = (
+                record.file_offset.get(),
+                u64::from(record.uncompressed_size.get()),
+            );
+            let in_chunk = self.offset.saturating_sub(start);
+            if in_chunk < size {
+                let address = Address {
+                    blob: record.blob_index.get() as usize,
+                    chunk: record.index.get(),
+                    offset: record.uncompressed_offset.get(),
+                };
+                return self.segment(&address, in_chunk, size).map(Piece::Data);
+            }
+        }
+        let end = after
+            .first()
+            .map_or(self.end, |record| record.file_offset.get().min(self.end));
+        match end.checked_sub(self.offset) {
+            Some(size) if size > 0 => Ok(Piece::Hole(size)),
+            _ => Err(self.damaged("its chunks are not in order")),
+        }
+    }
+
+    /// The range of the chunk at `address` that begins `in_chunk` bytes into it. The chunk has `expected` bytes.
+    fn segment(&self, address: &Address, in_chunk: u64, expected: u64) -> Result<Segment, Damaged> {
+        let size = (expected - in_chunk).min(self.end - self.offset);
         let facts = self
             .image
             .superblock
@@ -90,7 +182,7 @@ impl<'a> Plan<'a> {
             .get(address.blob)
             .ok_or_else(|| self.damaged("a chunk of it is in a blob that does not exist"))?;
         if facts.features.has(Features::TARFS) {
-            return self.tar_segment(&address, facts.compressed_size, in_chunk, size);
+            return self.tar_segment(address, facts.compressed_size, in_chunk, size);
         }
         if facts.chunk_count != 0 && address.chunk >= facts.chunk_count {
             return Err(self.damaged("a chunk of it has a number that its blob does not have"));
@@ -101,18 +193,22 @@ impl<'a> Plan<'a> {
                 return Err(self.damaged("a chunk address of it contradicts the chunk's record"));
             }
         }
+        let offset = address
+            .offset
+            .checked_add(in_chunk)
+            .ok_or_else(|| self.damaged("a chunk of it lies too far out"))?;
         Ok(Segment {
             blob: address.blob,
             chunk: address.chunk,
             in_chunk: in_chunk as u32,
-            offset: address.offset + in_chunk,
+            offset,
             size: size as u32,
         })
     }
 
     /// A tar is fetched in pieces of its own size.
     fn tar_segment(&self, address: &Address, tar: u64, in_chunk: u64, size: u64) -> Result<Segment, Damaged> {
-        let offset = address.offset + in_chunk;
+        let offset = address.offset.saturating_add(in_chunk);
         if offset.checked_add(size).is_none_or(|end| end > tar) {
             return Err(self.damaged("a chunk of it lies beyond the end of the tar"));
         }
@@ -165,17 +261,17 @@ struct Address {
 }
 
 impl Iterator for Plan<'_> {
-    type Item = Result<Segment, Damaged>;
+    type Item = Result<Piece, Damaged>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.offset >= self.end {
             return None;
         }
-        let segment = self.segment();
-        match &segment {
-            Ok(segment) => self.offset += u64::from(segment.size),
+        let piece = self.piece();
+        match &piece {
+            Ok(piece) => self.offset += piece.size(),
             Err(_) => self.offset = self.end,
         }
-        Some(segment)
+        Some(piece)
     }
 }

@@ -4,7 +4,8 @@
 
 mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::image::Image;
 use crate::index::Indexed;
 use crate::inode::{Inode, Kind};
 use crate::layout::v5::ChunkFlags;
-use crate::plan::Plan;
+use crate::plan::{Piece, Plan};
 use crate::superblock::Superblock;
 
 pub use walk::Step;
@@ -155,13 +156,19 @@ impl Reader {
             .collect()
     }
 
-    /// The chunks of a regular file, in file order.
+    /// The chunks of a regular file, in file order. What they leave out is zeros (v5 images with holes).
     pub fn chunks(&self, inode: &Inode) -> Result<Vec<FileChunk>, Damaged> {
         let map = self.indexed.build_map()?;
         let mut chunks = Vec::new();
         let mut file_offset = 0;
-        for segment in Plan::new(self.image(), Some(map), inode, 0, inode.size)? {
-            let segment = segment?;
+        for piece in Plan::new(self.image(), Some(map), inode, 0, inode.size)? {
+            let segment = match piece? {
+                Piece::Data(segment) => segment,
+                Piece::Hole(size) => {
+                    file_offset += size;
+                    continue;
+                }
+            };
             let record = map
                 .place(segment.blob, segment.chunk)
                 .map(|place| self.indexed.record(place))
@@ -208,23 +215,18 @@ impl Reader {
     /// is damaged is left out.
     pub fn files_below(&self, inode: u64) -> Vec<u64> {
         let mut files = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        let mut open = vec![inode];
-        while let Some(id) = open.pop() {
-            // Each directory is entered once, so that no loop of directories is endless.
-            let Ok(inode) = self.inode(id) else { continue };
-            if !seen.insert(id) {
-                continue;
+        let mut linked = HashSet::new();
+        let found: Result<(), Infallible> = self.walk_below(inode, &mut |step| {
+            if let Ok(inode) = step.inode
+                && inode.kind == Kind::File
+                && (!inode.is_hardlinked() || linked.insert(inode.id))
+            {
+                files.push(inode.id);
             }
-            match inode.kind {
-                Kind::File => files.push(id),
-                Kind::Directory => {
-                    let children = self.children(&inode).unwrap_or_default();
-                    open.extend(children.iter().rev().map(|child| child.id));
-                }
-                _ => {}
-            }
+            Ok(())
+        });
+        match found {
+            Ok(()) => files,
         }
-        files
     }
 }

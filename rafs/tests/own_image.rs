@@ -11,6 +11,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::mem::offset_of;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +19,10 @@ use std::sync::Arc;
 use fuse_backend_rs::api::filesystem::{Context, FileSystem};
 use proptest::prelude::*;
 use rafsd_rafs::build::{FsVersion, Options, build_directory};
+use rafsd_rafs::layout::v5::ChunkRecord;
+use rafsd_rafs::layout::v6::{BlobEntry, DEVICE_SLOTS_OFFSET, DeviceSlot};
 use rafsd_rafs::reader::Reader;
+use rafsd_rafs::superblock::Format;
 use support::{Mount, Place};
 
 /// A tree with every case that a reader treats differently, as far as any user can make it.
@@ -224,6 +228,35 @@ fn a_directory_cannot_be_entered_from_below() {
         }
         assert!(refused > 0, "no entry was changed");
     }
+}
+
+#[test]
+fn a_blob_that_says_no_size_is_no_larger_than_any_blob() {
+    let image = OwnImage::build(FsVersion::V6);
+    let superblock = Reader::open(&image.bootstrap()).unwrap().superblock().clone();
+    let Format::V6 { chunk_table, .. } = superblock.format else {
+        panic!("not v6");
+    };
+    let mut bytes = fs::read(image.bootstrap()).unwrap();
+    let mut set = |at: u64, value: &[u8]| bytes[at as usize..][..value.len()].copy_from_slice(value);
+    // No size in the blob table nor in the device slot, and the first chunk very far out.
+    set(
+        superblock.blob_table.offset + offset_of!(BlobEntry, uncompressed_size) as u64,
+        &[0; 8],
+    );
+    set(
+        DEVICE_SLOTS_OFFSET + offset_of!(DeviceSlot, blocks) as u64,
+        &[0; 4],
+    );
+    set(
+        chunk_table.offset + offset_of!(ChunkRecord, uncompressed_offset) as u64,
+        &(1u64 << 60).to_le_bytes(),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join("bootstrap");
+    fs::write(&damaged, &bytes).unwrap();
+    let blob = Reader::open(&damaged).unwrap().blob(0).unwrap();
+    assert!(blob.uncompressed_size < 1 << 40, "{:#x}", blob.uncompressed_size);
 }
 
 /// Looks at everything that a damaged image still gives. Must end, and must not panic.

@@ -11,7 +11,7 @@ use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use super::{Absent, HeldChunks, RafsFs, ReadOutcome};
 use crate::error::Damaged;
 use crate::inode::Kind;
-use crate::plan::{Plan, Segment};
+use crate::plan::{Piece, Plan, Segment};
 use crate::sys::CacheFile;
 
 /// Neighbouring ranges of one cache file, read at once.
@@ -182,11 +182,20 @@ impl RafsFs {
         }
         let Some(map) = self.indexed().map() else {
             // Built by the fetch, then the addresses can be checked.
-            return self.absent(plan(None)?, |_| true);
+            let absent = self.collect(plan(None)?, |_| true).map_err(|d| self.report(d))?;
+            if !absent.chunks.is_empty() {
+                return Ok(ReadOutcome::Absent(absent));
+            }
+            // Nothing but holes.
+            self.write(plan(None)?, held, sink)?;
+            return Ok(ReadOutcome::Done(total as usize));
         };
         let map = map.map_err(|damaged| self.report(damaged))?;
-        for segment in plan(Some(map))? {
-            if !self.is_available(&segment.map_err(|d| self.report(d))?, held) {
+        for piece in plan(Some(map))? {
+            let piece = piece.map_err(|d| self.report(d))?;
+            if let Piece::Data(segment) = &piece
+                && !self.is_available(segment, held)
+            {
                 return self.absent(plan(Some(map))?, |segment| !self.is_available(segment, held));
             }
         }
@@ -205,9 +214,9 @@ impl RafsFs {
     /// Sum of the versions of the chunks of `plan`, as [`Seen::versions`].
     fn versions(&self, plan: Plan<'_>, held: &HeldChunks) -> io::Result<u64> {
         let mut sum = 0;
-        for segment in plan {
-            let segment = segment.map_err(|d| self.report(d))?;
-            if let Some(blob) = self.blobs.get(segment.blob)
+        for piece in plan {
+            if let Piece::Data(segment) = piece.map_err(|d| self.report(d))?
+                && let Some(blob) = self.blobs.get(segment.blob)
                 && held_bytes(blob, &segment, held).is_none()
             {
                 sum += u64::from(blob.version(segment.chunk));
@@ -226,8 +235,17 @@ impl RafsFs {
     fn write(&self, plan: Plan<'_>, held: &HeldChunks, sink: &mut dyn Sink) -> io::Result<Option<Seen>> {
         let mut seen = Seen::default();
         let mut run: Option<Run<'_>> = None;
-        for segment in plan {
-            let segment = segment.map_err(|d| self.report(d))?;
+        for piece in plan {
+            let segment = match piece.map_err(|d| self.report(d))? {
+                Piece::Data(segment) => segment,
+                Piece::Hole(size) => {
+                    if let Some(run) = run.take() {
+                        run.write(sink, &mut seen)?;
+                    }
+                    zeros(sink, size)?;
+                    continue;
+                }
+            };
             let Some(blob) = self.blobs.get(segment.blob) else {
                 return Ok(None);
             };
@@ -273,9 +291,10 @@ impl RafsFs {
 
     fn collect(&self, plan: Plan<'_>, wanted: impl Fn(&Segment) -> bool) -> Result<Absent, Damaged> {
         let mut found: Vec<(usize, u32)> = Vec::new();
-        for segment in plan {
-            let segment = segment?;
-            if wanted(&segment) {
+        for piece in plan {
+            if let Piece::Data(segment) = piece?
+                && wanted(&segment)
+            {
                 found.push((segment.blob, segment.chunk));
             }
         }
@@ -346,6 +365,17 @@ impl RafsFs {
             blob.fetch(&chunks, Priority::Demand, deadline, arrived);
         }
     }
+}
+
+/// Writes `size` zeros.
+fn zeros(sink: &mut dyn Sink, mut size: u64) -> io::Result<()> {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    while size > 0 {
+        let some = ZEROS.get(..size as usize).unwrap_or(&ZEROS);
+        sink.take(some)?;
+        size -= some.len() as u64;
+    }
+    Ok(())
 }
 
 /// The bytes of `segment`, if its chunk is held in memory.

@@ -6,6 +6,7 @@ use super::{Body, Inode, Kind, check_nsec};
 use crate::error::Damaged;
 use crate::image::Image;
 use crate::layout::v5::{self, ChunkRecord, InodeFlags, ROOT_INDEX, SUPERBLOCK_SIZE, UNIT};
+use crate::layout::v6::MAX_UNCOMPRESSED_SIZE;
 use crate::layout::{MAX_SYMLINK, align_up};
 use crate::superblock::Table;
 
@@ -108,6 +109,9 @@ pub(crate) fn record(image: &Image, offset: u64) -> Result<Inode, Damaged> {
             if flags & InodeFlags::HAS_HOLE == 0 && child_count != needed {
                 return Err(damaged("not as many chunks as its size needs"));
             }
+            if record.size.get() > MAX_UNCOMPRESSED_SIZE {
+                return Err(damaged("larger than any file"));
+            }
         }
         Kind::Directory if child_count != 0 && child_index <= ino => {
             return Err(damaged("children before their directory"));
@@ -134,6 +138,7 @@ pub(crate) fn record(image: &Image, offset: u64) -> Result<Inode, Damaged> {
             target,
             xattrs,
             chunks: next,
+            holes: kind == Kind::File && flags & InodeFlags::HAS_HOLE != 0,
         },
     })
 }

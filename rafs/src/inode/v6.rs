@@ -76,12 +76,13 @@ pub(super) fn inode(image: &Image, block_bits: u8, meta: u64, nid: u64) -> Resul
         .bootstrap
         .slice("extended attributes", xattrs, xattrs_size)?;
     let mut tail = xattrs + xattrs_size;
+    let mut addresses = 0;
     if kind == Kind::File {
         tail = align_up(tail, size_of::<ChunkAddress>() as u64).unwrap_or(tail);
-        let count = record.size.div_ceil(u64::from(image.superblock.chunk_size));
+        addresses = record.size.div_ceil(u64::from(image.superblock.chunk_size));
         image
             .bootstrap
-            .array::<ChunkAddress>("chunk addresses", tail, count)?;
+            .array::<ChunkAddress>("chunk addresses", tail, addresses)?;
     }
     let device = matches!(kind, Kind::Char | Kind::Block);
     Ok(Inode {
@@ -102,6 +103,7 @@ pub(super) fn inode(image: &Image, block_bits: u8, meta: u64, nid: u64) -> Resul
             xattrs,
             xattrs_size,
             tail,
+            addresses,
         },
     })
 }

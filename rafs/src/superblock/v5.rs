@@ -9,9 +9,13 @@ use crate::layout::blob::{Features, TAR_HEADER_SIZE};
 use crate::layout::v5::{
     BlobEntry, ExtendedBlobEntry, MAX_FILE_SIZE, ROOT_INDEX, SUPERBLOCK_SIZE, SuperBlock, UNIT,
 };
+use crate::layout::v6::{MAX_COMPRESSED_SIZE, MAX_UNCOMPRESSED_SIZE};
 use crate::layout::{Flags, MAX_CHUNKS};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
+
+/// Most blobs of an image. The format has no limit; each costs a mount some open files.
+const MAX_BLOBS: usize = 1024;
 
 pub(super) fn read(bootstrap: &Bootstrap, path: &Path) -> Result<Superblock, Refused> {
     let size = bootstrap.size();
@@ -113,6 +117,9 @@ fn blobs(
     let mut blobs = Vec::new();
     let mut rest = table;
     while rest.len() > size_of::<BlobEntry>() {
+        if blobs.len() == MAX_BLOBS {
+            return Err(Damaged::new("blob table", offset, "more than 1024 blobs"));
+        }
         let at = offset + (table.len() - rest.len()) as u64;
         let Ok((entry, after)) = BlobEntry::ref_from_prefix(rest) else {
             break;
@@ -154,6 +161,14 @@ fn blobs(
                 "more than 2^24 chunks",
             ));
         }
+        let uncompressed_size = more.map_or(0, |more| more.uncompressed_size.get());
+        if uncompressed_size > MAX_UNCOMPRESSED_SIZE || compressed_size > MAX_COMPRESSED_SIZE {
+            return Err(Damaged::new(
+                "extended blob table entry",
+                at,
+                "larger than any blob",
+            ));
+        }
         let prefetch = (entry.prefetch_offset.get(), entry.prefetch_size.get());
         blobs.push(BlobFacts {
             id: blob_id(stored, features, path, at)?,
@@ -163,7 +178,7 @@ fn blobs(
             chunk_count,
             compressed_size,
             data_end: compressed_size.saturating_sub(header),
-            uncompressed_size: more.map_or(0, |more| more.uncompressed_size.get()),
+            uncompressed_size,
             cipher: None,
             chunk_info: None,
             prefetch: (prefetch.1 != 0).then_some(prefetch),

@@ -95,7 +95,24 @@ fn copy(
     reader: &mut Reader,
     take: &mut dyn FnMut(&[u8]) -> Result<(), UnpackError>,
 ) -> Result<(), UnpackError> {
-    source.data(path, inode, reader, &mut |_, data| take(data))
+    let mut end = 0;
+    source.data(path, inode, reader, &mut |offset, data| {
+        zeros(offset - end, take)?;
+        end = offset + data.len() as u64;
+        take(data)
+    })?;
+    zeros(inode.size - end, take)
+}
+
+/// Hands a hole of the image over.
+fn zeros(mut size: u64, take: &mut dyn FnMut(&[u8]) -> Result<(), UnpackError>) -> Result<(), UnpackError> {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    while size > 0 {
+        let some = ZEROS.get(..size as usize).unwrap_or(&ZEROS);
+        take(some)?;
+        size -= some.len() as u64;
+    }
+    Ok(())
 }
 
 /// The member for an inode; `None` for a socket.
