@@ -23,6 +23,7 @@ use crate::image::Image;
 use crate::index::{Indexed, describe_blob};
 use crate::reader::Reader;
 use crate::superblock::Superblock;
+use crate::trace::Recorder;
 
 /// How an instance is presented.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +68,7 @@ pub struct RafsFs {
     options: Options,
     path: PathBuf,
     reports: AtomicU32,
+    pub(crate) recorder: Recorder,
 }
 
 impl RafsFs {
@@ -103,6 +105,7 @@ impl RafsFs {
             options,
             path: path.to_owned(),
             reports: AtomicU32::new(0),
+            recorder: Recorder::default(),
         })
     }
 

@@ -9,7 +9,7 @@
 //! * `plan`: (inode, offset, size) to ranges of chunks. `index`: what the store must know of a chunk.
 //! * [`reader`]: metadata for tools; `check`: all of it. [`fs`]: the instance, a read-only file system over one image.
 //! * [`build`]: the writer, a tree becomes a bootstrap and a blob.
-//! * [`tar`]: archives, read and written.
+//! * [`tar`]: archives, read and written. [`trace`]: which chunks were read first.
 //! * [`error`]: what can be wrong with an image. `sys`: the crate's unsafe code.
 //!
 //! This crate must not know tokio, HTTP, virtio or Kata.
@@ -30,4 +30,5 @@ pub mod reader;
 pub mod superblock;
 mod sys;
 pub mod tar;
+pub mod trace;
 mod xattr;

@@ -16,6 +16,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use backend::store::PrefetchOptions;
 use fuse_backend_rs::api::filesystem::{Context, FileSystem};
 use proptest::prelude::*;
 use rafsd_rafs::build::{FsVersion, Options, build_directory};
@@ -23,6 +24,7 @@ use rafsd_rafs::layout::v5::ChunkRecord;
 use rafsd_rafs::layout::v6::{BlobEntry, DEVICE_SLOTS_OFFSET, DeviceSlot};
 use rafsd_rafs::reader::Reader;
 use rafsd_rafs::superblock::Format;
+use rafsd_rafs::trace::Trace;
 use support::{Mount, Place};
 
 /// A tree with every case that a reader treats differently, as far as any user can make it.
@@ -158,6 +160,50 @@ fn a_v6_image_reads_like_the_tree_that_it_was_built_from() {
 #[test]
 fn a_v5_image_reads_like_the_tree_that_it_was_built_from() {
     check_against_source(FsVersion::V5);
+}
+
+#[test]
+fn a_recorded_trace_brings_what_was_read_and_no_more() {
+    for version in [FsVersion::V5, FsVersion::V6] {
+        let image = OwnImage::build(version);
+        let mount = image.place().mount(&image.bootstrap()).unwrap();
+        let find =
+            |mount: &Mount, path: &str| mount.fs.reader().at_path(path.as_bytes()).unwrap().unwrap().id;
+        let wanted = [
+            ("/large", 40_000, 9000),
+            ("/deep/er/and/deeper/file", 0, 100),
+            ("/large", 0, 5000),
+        ];
+        mount
+            .read(find(&mount, "/many/entry-0007-with-a-rather-long-name"), 0, 10)
+            .unwrap();
+        assert_eq!(mount.fs.trace(), Trace::default(), "not asked to record");
+        mount.fs.start_trace();
+        let contents =
+            wanted.map(|(path, offset, size)| mount.read(find(&mount, path), offset, size).unwrap());
+        mount.fs.stop_trace();
+        mount.read(find(&mount, "/large"), 100_000, 5000).unwrap();
+        let text = mount.fs.trace().to_string();
+        let trace: Trace = text.parse().unwrap();
+        assert_eq!(trace.chunks(), 3 + 1 + 2, "{text}");
+
+        // The next mount: another cache.
+        let place = image.place();
+        let mount = place.mount(&image.bootstrap()).unwrap();
+        let prefetch = place
+            .store
+            .prefetch(trace.wishes(&mount.fs), PrefetchOptions::default());
+        let begin = std::time::Instant::now();
+        while prefetch.progress().ended.is_none() {
+            assert!(begin.elapsed().as_secs() < 60);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(prefetch.progress().chunks, 6);
+        fs::remove_dir_all(image.dir.path().join("image/blobs")).unwrap();
+        for ((path, offset, size), content) in wanted.into_iter().zip(contents) {
+            assert!(mount.read(find(&mount, path), offset, size).unwrap() == content);
+        }
+    }
 }
 
 #[test]

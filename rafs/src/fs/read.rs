@@ -180,6 +180,13 @@ impl RafsFs {
         if total == 0 {
             return Ok(ReadOutcome::Done(0));
         }
+        if self.recorder.active() {
+            let data = plan(None)?.filter_map(|piece| match piece {
+                Ok(Piece::Data(segment)) => Some((segment.blob, segment.chunk)),
+                _ => None,
+            });
+            self.recorder.touch(data);
+        }
         let Some(map) = self.indexed().map() else {
             // Built by the fetch, then the addresses can be checked.
             let absent = self.collect(plan(None)?, |_| true).map_err(|d| self.report(d))?;
