@@ -87,6 +87,11 @@ impl Opcode {
     /// One more than the highest index.
     pub const COUNT: usize = 53;
 
+    /// Whether there is a reply at all.
+    pub fn is_answered(self) -> bool {
+        !matches!(self, Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt)
+    }
+
     /// A small number for tables.
     pub fn index(self) -> usize {
         self as usize

@@ -26,12 +26,14 @@ pub const WRITE_DATA: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 pub enum Malformed {
     /// No whole header.
     NoHeader,
-    /// The header's length does not fit the chain; its `unique` may be answered.
-    BadLength(InHeaderUnique),
+    /// The header's length does not fit the chain. What the header says otherwise may be used to answer.
+    BadLength {
+        /// The driver's number of the request.
+        unique: u64,
+        /// FUSE opcode.
+        opcode: u32,
+    },
 }
-
-/// The `unique` of a request that cannot be decoded.
-pub type InHeaderUnique = u64;
 
 /// Copies the request in `buffers` into `arguments`, without the header, and returns the header.
 pub fn fetch(buffers: &Buffers, arguments: &mut Vec<u8>) -> Result<InHeader, Malformed> {
@@ -40,16 +42,20 @@ pub fn fetch(buffers: &Buffers, arguments: &mut Vec<u8>) -> Result<InHeader, Mal
     if buffers.copy_start(header.as_mut_bytes()) < size_of::<InHeader>() {
         return Err(Malformed::NoHeader);
     }
+    let bad_length = Malformed::BadLength {
+        unique: header.unique,
+        opcode: header.opcode,
+    };
     let length = header.len as usize;
     if length < size_of::<InHeader>() || length > buffers.readable() {
-        return Err(Malformed::BadLength(header.unique));
+        return Err(bad_length);
     }
     let wanted = match Opcode::from_wire(header.opcode) {
         Opcode::Write => length.min(WRITE_DATA),
         _ => length,
     };
     if wanted > MAX_ARGUMENTS {
-        return Err(Malformed::BadLength(header.unique));
+        return Err(bad_length);
     }
     buffers.copy_in(size_of::<InHeader>(), wanted - size_of::<InHeader>(), arguments);
     Ok(header)

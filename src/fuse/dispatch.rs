@@ -200,18 +200,18 @@ impl Server {
         };
         let unique = match &fetched {
             Ok(header) => header.unique,
-            Err(Malformed::BadLength(unique)) => *unique,
+            Err(Malformed::BadLength { unique, .. }) => *unique,
             Err(Malformed::NoHeader) => 0,
         };
         let put_aside = Cell::new(false);
         let mut request = Request::new(ring, buffers, &self.metrics, head, unique);
         let header = match fetched {
             Ok(header) => header,
-            Err(Malformed::BadLength(_)) => {
+            Err(Malformed::BadLength { opcode, .. }) if Opcode::from_wire(opcode).is_answered() => {
                 self.metrics.malformed();
                 return request.fail(libc::EIO);
             }
-            Err(Malformed::NoHeader) => return self.refuse(request),
+            Err(_) => return self.refuse(request),
         };
         let opcode = Opcode::from_wire(header.opcode);
         self.metrics.request(opcode);

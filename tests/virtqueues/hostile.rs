@@ -369,6 +369,22 @@ fn lengths_that_lie_are_refused() {
 }
 
 #[test]
+fn what_has_no_answer_has_none_even_if_it_is_malformed() {
+    let mut victim = Victim::new();
+    for code in [opcode::FORGET, opcode::BATCH_FORGET, opcode::INTERRUPT] {
+        for claimed in [0u32, 39, 4096, u32::MAX] {
+            let mut bytes = message(code, victim.top, &[1; 16]);
+            bytes[..4].copy_from_slice(&claimed.to_le_bytes());
+            victim.guest.submit_bytes(1, &bytes, 200).unwrap();
+            victim.guest.wait_idle(1).unwrap();
+            let used = victim.guest.lane(1).raw.pop().unwrap();
+            assert_eq!(used.len, 0, "opcode {code} of {claimed} bytes");
+        }
+    }
+    victim.check("operations without an answer");
+}
+
+#[test]
 fn every_operation_survives_every_length() {
     let mut victim = Victim::new();
     let mut random = Random::new(3);

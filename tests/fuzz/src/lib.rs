@@ -5,6 +5,8 @@
 //! are put right again. So that nearly every input gets past the first checks, to where the mistakes would be.
 //!
 //! * [`v5_bootstrap`], [`v6_bootstrap`], [`blob_context`], [`toc`]: the targets.
+//! * [`chains`], [`messages`]: the targets for the device, which serves a guest of this process. `machine`: both of them.
+//!   `null`: file systems without files.
 //! * `script`: an input as a list of decisions. `mutate`: the changes. `bases`: the images.
 //! * `explore`: looks at all that an image gives. `memory`: how much that took.
 //!
@@ -19,9 +21,13 @@
 
 mod bases;
 pub mod blob_context;
+pub mod chains;
 mod explore;
+mod machine;
 mod memory;
+pub mod messages;
 mod mutate;
+mod null;
 mod script;
 pub mod toc;
 pub mod v5_bootstrap;
