@@ -15,6 +15,9 @@
 //! an image with other digests never believes what was verified for another. Anything less is read and
 //! hashed again, or fetched.
 //!
+//! Images that describe a blob in different ways cannot harm each other: where they differ in its size or number of chunks they
+//! have files of their own (`ID.SIZE-CHUNKS.blob.data`), and no chunk is written over another one's place.
+//!
 //! Who changes a chunk's bytes, be it to fill or to free them, first turns the chunk's word in the ledger, which all processes see.
 //! Parts: `directory` (who shares it, how much is used), `ledger` and `word` (states of chunks), `residency` (what one image
 //! believes), `evict`, `chunk_map`; `mapping` and `lock` are tools. docs/cache.md tells the whole.
@@ -70,11 +73,15 @@ impl CacheFiles {
         blob: &BlobDescription,
     ) -> Result<Self, CacheError> {
         let path = config.dir.join(format!("{}.blob.data", blob.id));
-        let mut files = match Self::open_writable(&path, directory, blob) {
+        let own = config.dir.join(format!(
+            "{}.{:x}-{:x}.blob.data",
+            blob.id, blob.uncompressed_size, blob.chunk_count
+        ));
+        let mut files = match Self::open_writable(&path, &own, directory, blob) {
             Ok(files) => files,
             Err(error) if degradable(error.source.kind()) => {
                 tracing::warn!(%error, reason = %error.source, "cache is not writable, blob {} is served uncached", blob.id);
-                Self::open_readable(&path, blob)?
+                Self::open_readable(if fits(&path, blob) { &path } else { &own }, blob)?
             }
             Err(error) => return Err(error),
         };
@@ -85,8 +92,10 @@ impl CacheFiles {
         Ok(files)
     }
 
+    /// `path` if that is of a blob like this one; `own` if other images have made something else of it.
     fn open_writable(
         path: &Path,
+        own: &Path,
         directory: io::Result<Arc<Directory>>,
         blob: &BlobDescription,
     ) -> Result<Self, CacheError> {
@@ -98,6 +107,12 @@ impl CacheFiles {
         let directory = directory.map_err(failed(parent, "use the directory"))?;
         // Others must not see a data file of the wrong size, nor make a ledger beside ours.
         let lock = directory.lock().map_err(failed(parent, "lock"))?;
+        let path = if fits(path, blob) {
+            path
+        } else {
+            tracing::warn!(blob = %blob.id, path = %path.display(), "images describe it as another blob; this one gets a file of its own");
+            own
+        };
         let data = OpenOptions::new()
             .read(true)
             .write(true)
@@ -107,20 +122,16 @@ impl CacheFiles {
             .open(path)
             .map_err(failed(path, "open"))?;
         let size = data.metadata().map_err(failed(path, "stat"))?.len();
-        if size > blob.uncompressed_size {
-            let reason = format!(
-                "has {size} bytes, more than the blob's {}",
-                blob.uncompressed_size
-            );
-            let source = io::Error::new(ErrorKind::InvalidData, reason);
-            return Err(failed(path, "use")(source));
-        }
         let stamps_path = stamps_path(path);
-        if size < blob.uncompressed_size {
-            // What a ledger says of a shorter file is not about this one.
+        if size == 0 && blob.uncompressed_size > 0 {
+            // What a ledger says of another file is not about this one.
             let _ = fs::remove_file(&stamps_path);
             data.set_len(blob.uncompressed_size)
                 .map_err(failed(path, "extend"))?;
+        } else if size != blob.uncompressed_size {
+            let reason = format!("has {size} bytes, the blob {}", blob.uncompressed_size);
+            let source = io::Error::new(ErrorKind::InvalidData, reason);
+            return Err(failed(path, "use")(source));
         }
         let ledger = Ledger::open(&stamps_path, &data, blob.chunk_count, directory.owner())
             .map_err(failed(&stamps_path, "open"))?;
@@ -230,10 +241,13 @@ impl CacheFiles {
         self.writable()?.0.replace(index, version)
     }
 
-    /// Reads from the data file.
-    pub(crate) fn read(&self, offset: u64, size: u32) -> io::Result<Vec<u8>> {
-        let mut data = vec![0; size as usize];
-        std::os::unix::fs::FileExt::read_exact_at(&self.data, &mut data, offset)?;
+    /// Reads what is in a chunk's place, to find out whether it is the chunk.
+    pub(crate) fn read(&self, filling: &Filling, chunk: &Chunk) -> io::Result<Vec<u8>> {
+        if !filling.reserve(chunk.uncompressed_offset, chunk.uncompressed_size)? {
+            return Err(ErrorKind::ResourceBusy.into());
+        }
+        let mut data = vec![0; chunk.uncompressed_size as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&self.data, &mut data, chunk.uncompressed_offset)?;
         Ok(data)
     }
 
@@ -257,6 +271,12 @@ impl CacheFiles {
             offset: chunk.uncompressed_offset,
             size: chunk.uncompressed_size,
         };
+        if !filling.reserve(record.offset, record.size)? {
+            return Err(io::Error::new(
+                ErrorKind::ResourceBusy,
+                "another image has other bytes in its place",
+            ));
+        }
         let written = std::os::unix::fs::FileExt::write_all_at(&self.data, data, record.offset)
             .and_then(|()| filling.record(&record));
         if let Err(error) = written {
@@ -335,6 +355,13 @@ impl CacheFiles {
     pub(crate) fn drop_index(&self) {
         let _ = fs::remove_file(&self.index_path);
     }
+}
+
+/// Whether the data file at `path`, if there is one, is of a blob with this size and so many chunks.
+fn fits(path: &Path, blob: &BlobDescription) -> bool {
+    let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let chunks = Ledger::chunks_at(&stamps_path(path));
+    size == 0 || size == blob.uncompressed_size && chunks.is_none_or(|chunks| chunks == blob.chunk_count)
 }
 
 fn index_path(data: &Path) -> PathBuf {

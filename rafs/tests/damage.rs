@@ -102,7 +102,7 @@ fn offsets(bytes: &[u8], samples: usize) -> Vec<usize> {
 
 fn damage_fixture(fixture: &Path, samples: usize) -> Tally {
     let image = image_of(fixture);
-    let mut place = Place::new(&fixture.join("blobs"));
+    let place = Place::new(&fixture.join("blobs"));
     let mut tally = Tally::default();
     let expected = Expected::of(fixture);
     let contents = contents(&place.mount(&image).unwrap(), &expected);
@@ -115,14 +115,8 @@ fn damage_fixture(fixture: &Path, samples: usize) -> Tally {
         fs::write(&damaged, &copy).unwrap();
         tally.damages += 1;
         match try_image(&place, &damaged, &contents, &mut tally) {
-            Ok(true) => {}
-            // A damaged size can spoil the cache file for the images that come after it.
-            Ok(false) => {
-                if place.mount(&image).is_err() {
-                    place = Place::new(&fixture.join("blobs"));
-                    self::contents(&place.mount(&image).unwrap(), &expected);
-                }
-            }
+            // Whatever it is, it must not spoil the cache for the images that come after it.
+            Ok(_) => {}
             Err(error) => {
                 panic!(
                     "{}: byte {at:#x} {:#x} -> {:#x}: {error}",

@@ -5,6 +5,7 @@
 //! | 0 | header: 16 bytes magic, 36 boot id of the host as text, 4 number of chunks, 8 inode number of the data file, 8 its time of birth in nanoseconds |
 //! | 128 | word: chunks withdrawn so far |
 //! | 136 | word: state of the chunk index |
+//! | 1024 | a bit per 1024 chunks: whether any of them was ever turned |
 //! | 4096 | a [`Word`] per chunk |
 //! | the next multiple of 4096 | a record per chunk: 32 bytes stamp, 8 offset and 4 size in the data file, 4 unused |
 //!
@@ -35,6 +36,9 @@ const IDENTITY: usize = 72;
 const WITHDRAWN: u64 = 128;
 const INDEX: u64 = 136;
 const RECORD: u64 = 48;
+/// Where the bits of turned blocks begin, and how many chunks have one bit.
+const TURNED: u64 = 1024;
+const BLOCK: u32 = 1024;
 /// More chunks than any blob has; a blob that claims to is served uncached.
 const MAX_CHUNKS: u32 = 1 << 24;
 /// A fill takes no longer, or its owner is stuck.
@@ -116,6 +120,14 @@ impl Ledger {
             .flatten()
     }
 
+    /// How many chunks the ledger at `path` is for, whatever data file it speaks of.
+    pub(super) fn chunks_at(path: &Path) -> Option<u32> {
+        let mut header = [0; IDENTITY];
+        File::open(path).ok()?.read_exact_at(&mut header, 0).ok()?;
+        let count = header.strip_prefix(MAGIC)?.get(36..40)?;
+        Some(u32::from_le_bytes(count.try_into().ok()?))
+    }
+
     fn make(path: &Path, identity: &[u8], chunks: u32, owner: u16) -> io::Result<Self> {
         let new = path.with_added_extension("new");
         let file = OpenOptions::new()
@@ -163,10 +175,13 @@ impl Ledger {
         let now = Tick::now();
         for index in 0..self.chunks {
             let record = read_record(old, self.chunks, index);
+            // One without a stamp was only reserved.
             if record.size > 0
+                && record.stamp != [0; 32]
                 && self.write(index, &record).is_ok()
                 && let Some(word) = self.word(index)
             {
+                self.mark_turned(index);
                 word.store(Word(0).next(State::Doubtful, 0, now).0, Ordering::Release);
             }
         }
@@ -268,6 +283,61 @@ impl Ledger {
             .write_all_at(&encode(record), record_at(self.chunks, index))
     }
 
+    /// Whether nobody else has bytes between `offset` and `offset + size`: all that others of the ledger's chunks have lies before
+    /// if their number is lower than `index`, and behind if it is higher. To be asked by who fills chunk `index` and has put
+    /// these two into its record.
+    ///
+    /// Present chunks have passed, so that only the nearest on either side matters. Who is still filling has perhaps not asked yet:
+    /// it will see our record, or we see its, and both may give up. A chunk of an earlier boot yields.
+    fn place_is_free(self: &Arc<Self>, index: u32, offset: u64, size: u32) -> bool {
+        let end = offset.saturating_add(size.into());
+        let clear = |other: u32, apart: &dyn Fn(&Record) -> bool| -> Option<bool> {
+            let word = self.load(other);
+            match word.state() {
+                State::Absent => None,
+                State::Present => Some(apart(&self.record(other))),
+                State::Filling => (!apart(&self.record(other))).then_some(false),
+                State::Doubtful if apart(&self.record(other)) => None,
+                State::Doubtful => match self.turn(other, word) {
+                    Some(yielding) if yielding.record(&Record::default()).is_ok() => None,
+                    _ => Some(false),
+                },
+            }
+        };
+        let own = index / BLOCK;
+        let turned = |block: &u32| self.is_turned(*block);
+        let mut before = (0..=own)
+            .rev()
+            .filter(turned)
+            .flat_map(|block| (block * BLOCK..((block + 1) * BLOCK).min(index)).rev());
+        let mut behind = (own..self.chunks.div_ceil(BLOCK))
+            .filter(turned)
+            .flat_map(|block| (block * BLOCK).max(index + 1)..((block + 1) * BLOCK).min(self.chunks));
+        let below = |record: &Record| record.offset.saturating_add(record.size.into()) <= offset;
+        let above = |record: &Record| record.size == 0 || record.offset >= end;
+        before.find_map(|other| clear(other, &below)) != Some(false)
+            && behind.find_map(|other| clear(other, &above)) != Some(false)
+    }
+
+    fn turned(&self, block: u32) -> Option<(&AtomicU64, u64)> {
+        let word = self.mapping.word(TURNED + 8 * u64::from(block / 64))?;
+        Some((word, 1 << (block % 64)))
+    }
+
+    fn is_turned(&self, block: u32) -> bool {
+        self.turned(block)
+            .is_none_or(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// To be called before the word of chunk `index` is turned.
+    fn mark_turned(&self, index: u32) {
+        if !self.is_turned(index / BLOCK)
+            && let Some((word, bit)) = self.turned(index / BLOCK)
+        {
+            word.fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
     /// Asks for the right to fill chunk `index`. `alive` tells whether an owner still lives.
     pub(super) fn acquire(self: &Arc<Self>, index: u32, alive: impl Fn(u16) -> bool) -> Acquired {
         loop {
@@ -301,9 +371,9 @@ impl Ledger {
     /// Takes the right to change chunk `index` from the state that `word` describes, if it still is in it.
     pub(super) fn turn(self: &Arc<Self>, index: u32, word: Word) -> Option<Filling> {
         let next = word.next(State::Filling, self.owner, Tick::now());
-        self.word(index)
-            .filter(|_| self.writable)?
-            .compare_exchange(word.0, next.0, Ordering::AcqRel, Ordering::Acquire)
+        let slot = self.word(index).filter(|_| self.writable)?;
+        self.mark_turned(index);
+        slot.compare_exchange(word.0, next.0, Ordering::AcqRel, Ordering::Acquire)
             .ok()?;
         if word.state() == State::Present {
             // Before anything of it changes: whoever reads now looks again.
@@ -363,6 +433,18 @@ pub(crate) struct Filling {
 }
 
 impl Filling {
+    /// Reserves the chunk's place in the data file, before its bytes are changed or believed. `false` if another chunk has it: images
+    /// describe the blob in ways that contradict each other.
+    pub(super) fn reserve(&self, offset: u64, size: u32) -> io::Result<bool> {
+        let stamp = [0; 32];
+        self.record(&Record { stamp, offset, size })?;
+        if self.ledger.place_is_free(self.index, offset, size) {
+            return Ok(true);
+        }
+        self.record(&Record::default())?;
+        Ok(false)
+    }
+
     /// Writes the chunk's record; the bytes must be there.
     pub(super) fn record(&self, record: &Record) -> io::Result<()> {
         self.ledger.write(self.index, record)

@@ -185,7 +185,7 @@ impl Blob {
         if files.rumoured(chunk.index)
             && self.verifiable(chunk)
             && let Some(Acquired::Mine(filling)) = files.acquire(chunk.index)
-            && let Ok(data) = files.read(chunk.uncompressed_offset, chunk.uncompressed_size)
+            && let Ok(data) = files.read(&filling, chunk)
             && codec::verify(&self.description, chunk, &data).is_ok()
             && let Some(version) = files.confirm(filling, chunk, claim.key.1)
         {
