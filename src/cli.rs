@@ -7,6 +7,7 @@
 //! Options of virtiofsd are accepted as well, for a runtime whose daemon path was changed may still pass them. Those that
 //! have no meaning here are reported by [`VirtioFs::without_effect`] in one line.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -54,6 +55,9 @@ pub struct Process {
     /// Socket of the HTTP API; without it there is no API.
     #[arg(short = 'A', long, value_name = "PATH", global = true)]
     pub apisock: Option<PathBuf>,
+    /// Answer GET /metrics on this TCP address as well; a port alone means 127.0.0.1.
+    #[arg(long, value_name = "[HOST:]PORT", value_parser = tcp_address, global = true)]
+    pub metrics_address: Option<SocketAddr>,
     /// Identifier to show; needs --supervisor.
     #[arg(long, value_name = "ID", global = true)]
     pub id: Option<String>,
@@ -198,6 +202,15 @@ pub struct Virtiofsd {
     /// Options in the old style: `-o cache=auto,announce_submounts`.
     #[arg(short = 'o', value_name = "OPTION", value_delimiter = ',', action = clap::ArgAction::Append, global = true)]
     pub o: Vec<String>,
+}
+
+/// `9477`, `127.0.0.1:9477`, `[::1]:9477`.
+fn tcp_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse()
+        .map_err(|_| "not an address: expected is PORT, ADDRESS:PORT or [ADDRESS]:PORT".to_owned())
 }
 
 /// Levels of the log.
@@ -480,6 +493,21 @@ mod tests {
             accepted("rafsd -l trace virtiofs --sock /v").process.log_level,
             LogLevel::Trace
         );
+    }
+
+    #[test]
+    fn addresses_for_metrics() {
+        let of = |text| {
+            accepted(&format!("rafsd --sock /v --metrics-address {text}"))
+                .process
+                .metrics_address
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(of("9477"), "127.0.0.1:9477");
+        assert_eq!(of("10.0.0.1:9477"), "10.0.0.1:9477");
+        assert_eq!(of("[::1]:9477"), "[::1]:9477");
+        assert!(parse("rafsd --sock /v --metrics-address nonsense").is_err());
     }
 
     #[test]

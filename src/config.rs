@@ -209,6 +209,11 @@ impl HostConfig {
         Self { options }
     }
 
+    /// What is the same for all of them.
+    pub fn options(&self) -> &passthrough::Options {
+        &self.options
+    }
+
     /// The same for the directory `root`.
     pub fn of(&self, root: &str) -> passthrough::Options {
         passthrough::Options {

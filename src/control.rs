@@ -6,14 +6,17 @@
 
 mod counted;
 mod counters;
+mod exposition;
 mod instance;
 mod metrics;
+mod operate;
+mod paths;
 mod prefetch;
 mod superblock;
 mod table;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
@@ -46,6 +49,9 @@ pub struct DaemonControl {
     stop: Stop,
     /// Known when the device runs.
     requests: OnceLock<Requests>,
+    started: Instant,
+    /// New mounts are refused.
+    draining: AtomicBool,
 }
 
 /// What the command line says that the daemon is.
@@ -69,6 +75,8 @@ impl DaemonControl {
             log,
             stop,
             requests: OnceLock::new(),
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
         }
     }
 
@@ -105,6 +113,21 @@ impl DaemonControl {
         Ok(())
     }
 
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Refuses what would make a daemon that drains busy again.
+    fn takes_mounts(&self, mountpoint: &str) -> Result<(), ControlError> {
+        if self.is_draining() {
+            return Err(ControlError {
+                status: 503,
+                message: format!("mountpoint {mountpoint}: the daemon drains and takes no new mounts"),
+            });
+        }
+        Ok(())
+    }
+
     fn open_image(
         &self,
         path: &str,
@@ -117,6 +140,8 @@ impl DaemonControl {
         let counters = Arc::new(Counters::new(&config.rafs.clone().unwrap_or_default()));
         let image = MountedImage {
             config,
+            bootstrap: bootstrap.to_owned(),
+            paths: Arc::default(),
             settings: Settings::default(),
             source,
             instance: Arc::downgrade(&instance),
@@ -125,6 +150,7 @@ impl DaemonControl {
         };
         let mounted = Mounted {
             kind: Kind::Image,
+            source: bootstrap.to_owned(),
             since: Utc::now(),
             image: Some(image),
         };
@@ -148,6 +174,7 @@ impl DaemonControl {
             .map_err(refused)?;
         place.fill(Mounted {
             kind: Kind::Directory,
+            source: source.to_owned(),
             since: Utc::now(),
             image: None,
         });
@@ -196,6 +223,7 @@ impl Control for DaemonControl {
     }
 
     fn mount(&self, mountpoint: &str, request: MountRequest) -> Result<(), ControlError> {
+        self.takes_mounts(mountpoint)?;
         match Kind::of(&request.fs_type)? {
             Kind::Directory => self.mount_directory(mountpoint, &request.source),
             Kind::Image => {

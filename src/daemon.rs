@@ -8,12 +8,13 @@
 mod inherited;
 mod socket;
 
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kata::api::Server;
+use kata::api::{Scrape, Server};
 use kata::config::{Backend, Config};
 use kata::control::State;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,9 +43,10 @@ const SPARE_FILES: u64 = 16_384;
 pub fn run(cli: Cli) -> Result<(), Error> {
     let (device_socket, device_listener) = listen_for_device(&cli.virtiofs)?;
     let api = cli.process.apisock.as_deref().map(Socket::listen).transpose()?;
+    let metrics = cli.process.metrics_address.map(listen_for_scrapers).transpose()?;
     let log_file = open_log_file(&cli)?;
     let log = Log::start(cli.process.log_level, cli.process.log_format, log_file)?;
-    let ended = serve(&cli, &log, device_listener, device_socket, api);
+    let ended = serve(&cli, &log, device_listener, device_socket, api, metrics);
     log.flush();
     ended
 }
@@ -55,6 +57,7 @@ fn serve(
     device_listener: UnixListener,
     device_socket: Option<Socket>,
     api: Option<(Socket, UnixListener)>,
+    metrics: Option<TcpListener>,
 ) -> Result<(), Error> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Error::Start(format!("{what}: {error}"));
     // Signals are caught from here on: an early one ends the daemon as soon as it has started.
@@ -102,6 +105,10 @@ fn serve(
         }
         None => (None, None),
     };
+    let scrape = metrics
+        .map(|listener| Scrape::start(listener, control.clone()))
+        .transpose()
+        .map_err(|error| failed("metrics", &error))?;
     // virtiofsd says the same, and there are runtimes that wait for it.
     tracing::info!("Waiting for vhost-user socket connection...");
 
@@ -114,7 +121,7 @@ fn serve(
     });
     tracing::info!("stopping because of {reason}");
     control.set_state(State::Stopped);
-    drop((device_socket, api_socket));
+    drop((device_socket, api_socket, scrape));
     stop_parts(device, server);
     Ok(())
 }
@@ -153,6 +160,13 @@ fn listen_for_device(options: &VirtioFs) -> Result<(Option<Socket>, UnixListener
         return Ok((Some(socket), listener));
     }
     Ok((None, inherited::listener(options.fd.unwrap_or(-1))?))
+}
+
+fn listen_for_scrapers(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).map_err(|error| Error::Socket {
+        path: address.to_string(),
+        reason: error.to_string(),
+    })
 }
 
 fn open_log_file(cli: &Cli) -> Result<Option<LogFile>, Error> {

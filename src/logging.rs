@@ -103,6 +103,12 @@ impl Log {
         self.level.reload(filter).map_err(|error| error.to_string())
     }
 
+    /// The level in force.
+    pub fn level(&self) -> String {
+        let level = self.level.with_current(ToString::to_string);
+        level.unwrap_or_default()
+    }
+
     /// Errors that were logged lately.
     pub fn errors(&self) -> Events {
         let errors: Vec<String> = self.errors.lock().iter().cloned().collect();

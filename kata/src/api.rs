@@ -8,15 +8,19 @@
 //! snapshotter learns that the daemon lives.
 //!
 //! Rooms: `routes` (the table of everything that can be asked), `request` (query and body), `reply`
-//! (answers), `daemon`, `mount`, `settings`, `metrics`, `blobs` (the handlers).
+//! (answers), `daemon`, `mount`, `settings`, `metrics`, `blobs` (the handlers of the incumbent's API), `own` (those of ours),
+//! `openapi` (the table as a document), `scrape` (counters over TCP).
 
 mod blobs;
 mod daemon;
 mod metrics;
 mod mount;
+mod openapi;
+mod own;
 mod reply;
 mod request;
 mod routes;
+mod scrape;
 mod settings;
 
 use std::convert::Infallible;
@@ -38,6 +42,13 @@ use crate::control::{Control, ControlError};
 use reply::{Body, Reply};
 use request::Call;
 use routes::Found;
+pub use scrape::Scrape;
+
+/// Type of the counters in the text format of Prometheus.
+const EXPOSITION: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where our own API begins; its errors have codes of their own.
+const OWN: &str = "/api/rafsd/";
 
 /// Connections at a time; one more is told so and closed.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -178,11 +189,16 @@ async fn serve_connection(stream: UnixStream, shared: Arc<Shared>, mut stopped: 
 
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let head_only = request.method() == hyper::Method::HEAD;
+    let own = request.uri().path().starts_with(OWN);
     let reply = match handle(&shared, request).await {
         Ok(reply) => reply,
         Err(error) => {
             tracing::debug!("API request refused: {} {}", error.status, error.message);
-            Reply::from(error)
+            let message = error.message.clone();
+            match (Reply::from(error), own) {
+                (reply, true) => reply.with_own_codes(&message),
+                (reply, false) => reply,
+            }
         }
     };
     Ok(reply.into_response(head_only))

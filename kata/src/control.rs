@@ -1,16 +1,20 @@
 //! What the API asks of the daemon. Fulfilled by the daemon; called from blocking threads, concurrently.
 //!
-//! Rooms: this file (the trait, mounts, errors), [`metrics`] (counters in the shapes that clients parse).
+//! Rooms: this file (the trait, mounts, errors), [`metrics`] (counters in the shapes that clients parse), [`operate`] (what
+//! operators ask beyond that).
 
 pub mod metrics;
+pub mod operate;
 
 use std::collections::BTreeMap;
 
 use metrics::{AccessRecord, BackendMetrics, CacheMetrics, FileMetrics, FsMetrics, InFlight};
+use operate::Operate;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Daemon states as the API shows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum State {
     /// Composing.
@@ -36,7 +40,7 @@ impl State {
 }
 
 /// What was built, when and by what. Clients fail to parse an answer that lacks any of these.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Version {
     /// Version of the package, `v0.1.0`.
     pub package_ver: String,
@@ -51,7 +55,7 @@ pub struct Version {
 }
 
 /// A mount request, decoded.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Deserialize, JsonSchema)]
 pub struct MountRequest {
     /// `rafs`, `passthrough_fs`, ... as sent.
     #[serde(default)]
@@ -77,7 +81,7 @@ impl std::fmt::Debug for MountRequest {
 }
 
 /// One mount as `GET /api/v1/daemon` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct MountInfo {
     /// `Rafs` or `PassthroughFs`.
     pub backend_type: String,
@@ -90,7 +94,7 @@ pub struct MountInfo {
 }
 
 /// Errors that the daemon has met, newest last, as `GET /api/v1/daemon/events` shows them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Events {
     /// How many are kept.
     pub max_errors: usize,
@@ -170,7 +174,7 @@ impl ControlError {
 
 /// The daemon, as the API sees it. Methods that take an `id` of a counter follow the incumbent: without one,
 /// they answer if exactly one counter of that kind exists.
-pub trait Control: Send + Sync + 'static {
+pub trait Control: Operate {
     /// Present state.
     fn state(&self) -> State;
     /// What runs.

@@ -7,6 +7,7 @@ use backend::config::{Secret, SourceConfig, StoreOptions};
 use backend::store::Store;
 use kata::config::{Config, SecretUrl};
 use kata::control::ControlError;
+use kata::control::operate::CachePolicy;
 use parking_lot::Mutex;
 use rafs::fs::RafsFs;
 
@@ -153,6 +154,27 @@ impl Instances {
         self.store()?
             .replace_proxy(source, Secret::new(url.expose()))
             .map_err(|error| ControlError::failed(format!("Configure: proxy_url: {error}{}", cause(&error))))
+    }
+
+    /// Whether changes of host directories are refused.
+    pub(super) fn host_is_read_only(&self) -> bool {
+        self.host.options().read_only
+    }
+
+    /// What guests may keep of host directories.
+    pub(super) fn host_cache_policy(&self) -> CachePolicy {
+        let policy = self.host.options().cache;
+        CachePolicy {
+            policy: match policy {
+                passthrough::CachePolicy::Never => "never",
+                passthrough::CachePolicy::Metadata => "metadata",
+                passthrough::CachePolicy::Auto { .. } => "auto",
+                passthrough::CachePolicy::Always => "always",
+            }
+            .to_owned(),
+            metadata_ms: u64::try_from(policy.entry_timeout().as_millis()).ok(),
+            data: policy == passthrough::CachePolicy::Always,
+        }
     }
 
     /// Opens the directory `source` of the host.

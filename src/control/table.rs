@@ -12,12 +12,15 @@ use rafs::fs::RafsFs;
 
 use super::counters::Counters;
 use super::instance::Kind;
+use super::paths::Paths;
 use super::prefetch::Prefetching;
 
 /// A mount as it was asked for.
 #[derive(Clone)]
 pub(super) struct Mounted {
     pub kind: Kind,
+    /// Bootstrap of an image, or a directory of the host.
+    pub source: String,
     pub since: Utc,
     /// Only of images.
     pub image: Option<MountedImage>,
@@ -28,6 +31,10 @@ pub(super) struct Mounted {
 pub(super) struct MountedImage {
     /// With its secrets.
     pub config: Config,
+    /// Its bootstrap.
+    pub bootstrap: String,
+    /// Where its files are, as far as somebody asked.
+    pub paths: Arc<Paths>,
     /// What was changed since.
     pub settings: Settings,
     /// Where its blobs come from at present.
@@ -38,6 +45,22 @@ pub(super) struct MountedImage {
     pub counters: Arc<Counters>,
     /// Ends with the mount.
     pub prefetching: Arc<Prefetching>,
+}
+
+impl MountedImage {
+    /// `registry`, `localfs`, ...
+    pub fn source_type(&self) -> &'static str {
+        self.config
+            .backend
+            .as_ref()
+            .map_or("", |backend| backend.type_name())
+    }
+
+    /// Directory of its cache.
+    pub fn cache_dir(&self) -> &str {
+        let cache = self.config.cache.as_ref().and_then(|cache| cache.file_cache());
+        cache.map_or("", |cache| &cache.work_dir)
+    }
 }
 
 enum Slot {
@@ -153,6 +176,21 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Looks at all mounts, and whether a request is changing each. Keep it short.
+    pub fn status<T>(&self, look: impl Fn(&str, &Mounted, bool) -> T) -> Vec<T> {
+        let slots = self.slots.lock();
+        slots
+            .iter()
+            .filter_map(|(path, slot)| match slot {
+                Slot::Mounted(mounted) => Some(look(path, mounted, false)),
+                Slot::Changing(mounted) => Some(look(path, mounted, true)),
+                Slot::Taken => None,
+            })
+            .collect()
+    }
+}
+
 fn busy(path: &str) -> ControlError {
     ControlError::failed(format!("mountpoint {path}: another request is changing it"))
 }
@@ -229,6 +267,7 @@ mod tests {
     fn directory() -> Mounted {
         Mounted {
             kind: Kind::Directory,
+            source: "/s".into(),
             since: Utc::now(),
             image: None,
         }

@@ -12,6 +12,7 @@ mod counters;
 mod images;
 mod lifecycle;
 mod nydusctl;
+mod operate;
 mod process;
 mod settings;
 mod sockets;

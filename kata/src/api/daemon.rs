@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::reply::Reply;
 use super::request::Call;
+use crate::control::operate::DaemonChange;
 use crate::control::{Control, ControlError, MountInfo, State, Version};
 
-#[derive(Serialize)]
-struct DaemonInfo {
+/// The daemon in the incumbent's words.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct DaemonInfo {
     version: Version,
     id: Option<String>,
     supervisor: Option<String>,
@@ -38,23 +41,22 @@ pub(super) fn info_v2(control: &dyn Control, _: &Call) -> Result<Reply, ControlE
     Reply::json(&DaemonInfo::of(control, None))
 }
 
-#[derive(Deserialize)]
-struct DaemonConfig {
-    log_level: String,
-}
-
 const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
 
 pub(super) fn configure(control: &dyn Control, call: &Call) -> Result<Reply, ControlError> {
-    let DaemonConfig { log_level } = call.json()?;
-    if !LEVELS.contains(&log_level.as_str()) {
+    let DaemonChange { log_level } = call.json()?;
+    set_log_level(control, &log_level)?;
+    Ok(Reply::nothing())
+}
+
+pub(super) fn set_log_level(control: &dyn Control, log_level: &str) -> Result<(), ControlError> {
+    if !LEVELS.contains(&log_level) {
         return Err(ControlError::failed(format!(
             "Configure: log_level is {log_level:?}, allowed is one of {}",
             LEVELS.join(", ")
         )));
     }
-    control.set_log_level(&log_level)?;
-    Ok(Reply::nothing())
+    control.set_log_level(log_level)
 }
 
 pub(super) fn events(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {

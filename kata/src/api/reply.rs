@@ -50,6 +50,32 @@ impl Reply {
         })
     }
 
+    /// 200 with `text` of the type `kind`.
+    pub(super) fn text(text: String, kind: &'static str) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: kind,
+            allow: None,
+            body: Bytes::from(text),
+        }
+    }
+
+    /// The same, whose error is said in our own API's words.
+    pub(super) fn with_own_codes(mut self, message: &str) -> Self {
+        let code = match self.status.as_u16() {
+            400 => "BAD_REQUEST",
+            404 => "NOT_FOUND",
+            408 => "TIMED_OUT",
+            413 => "TOO_LARGE",
+            501 => "UNSUPPORTED",
+            503 => "UNAVAILABLE",
+            _ => "FAILED",
+        };
+        let body = ErrorBody { code, message };
+        self.body = Bytes::from(serde_json::to_string(&body).unwrap_or_default());
+        self
+    }
+
     /// 400, as the incumbent answers, with the methods that would have been right.
     pub(super) fn wrong_method(method: &Method, allowed: String) -> Self {
         let error = ControlError::bad_request(format!("BadRequest: method {method}, allowed is {allowed}"));

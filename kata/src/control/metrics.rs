@@ -1,5 +1,6 @@
 //! Counters in the shapes that clients parse: every member is always there.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// File operations in the order of the arrays `fop_*`.
@@ -22,7 +23,7 @@ pub const FILE_OPERATIONS: [&str; 15] = [
 ];
 
 /// Counters of a mount, `GET /api/v1/metrics`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FsMetrics {
     /// Per-file counters are on.
     pub files_account_enabled: bool,
@@ -51,7 +52,7 @@ pub struct FsMetrics {
 }
 
 /// Counters of a file, `GET /api/v1/metrics/files`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FileMetrics {
     /// Operations.
     pub total_fops: u64,
@@ -66,7 +67,7 @@ pub struct FileMetrics {
 }
 
 /// First access to a file, `GET /api/v1/metrics/pattern`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AccessRecord {
     /// Inode number.
     pub ino: u64,
@@ -79,7 +80,7 @@ pub struct AccessRecord {
 }
 
 /// Counters of a source, `GET /api/v1/metrics/backend`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct BackendMetrics {
     /// `registry`, `localfs`, ...
     pub backend_type: String,
@@ -100,7 +101,7 @@ pub struct BackendMetrics {
 }
 
 /// Counters of a cache, `GET /api/v1/metrics/blobcache`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct CacheMetrics {
     /// Cache files.
     pub underlying_files: Vec<String>,
@@ -139,7 +140,7 @@ pub struct CacheMetrics {
 }
 
 /// A request that is not answered yet, `GET /api/v1/metrics/inflight`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct InFlight {
     /// Its inode.
     pub inode: u64,

@@ -8,4 +8,5 @@
 
 mod endpoints;
 mod model;
+mod own;
 mod wire;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rafsd_kata::api::Server;
 use rafsd_kata::control::metrics::*;
+use rafsd_kata::control::operate::*;
 use rafsd_kata::control::*;
 
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub struct Model {
     pub log_level: Mutex<String>,
     pub exited: Mutex<bool>,
     pub in_flight: Mutex<Vec<InFlight>>,
+    pub live: Mutex<Vec<LiveRequest>>,
+    pub drained: Mutex<Vec<u64>>,
     /// Mounting `/slow` waits for a word from here.
     pub gate: Mutex<Option<Receiver<()>>>,
 }
@@ -161,6 +164,66 @@ impl Control for Model {
     }
 }
 
+impl Operate for Model {
+    fn overview(&self) -> Overview {
+        Overview {
+            version: self.version(),
+            pid: 1,
+            uptime_ms: 1,
+            state: self.state(),
+            draining: !self.drained.lock().unwrap().is_empty(),
+            log_level: self.log_level.lock().unwrap().clone(),
+            mounts: 0,
+            waiting: 0,
+            device: DeviceCounters::default(),
+        }
+    }
+    fn mount_status(&self, mountpoint: Option<&str>) -> Result<Vec<MountStatus>, ControlError> {
+        named(mountpoint).map(|()| Vec::new())
+    }
+    fn live_requests(&self) -> Vec<LiveRequest> {
+        self.live.lock().unwrap().clone()
+    }
+    fn latencies(&self, mountpoint: Option<&str>) -> Result<Vec<MountLatencies>, ControlError> {
+        named(mountpoint).map(|()| Vec::new())
+    }
+    fn residency(&self, mountpoint: &str, path: &str) -> Result<Residency, ControlError> {
+        named(Some(mountpoint))?;
+        Ok(Residency {
+            mountpoint: mountpoint.into(),
+            path: path.into(),
+            inode: 1,
+            size: 3,
+            chunks: 3,
+            resident: 2,
+            ranges: vec![[0, 1]],
+        })
+    }
+    fn drain(&self, request: DrainRequest) -> Drained {
+        self.drained.lock().unwrap().push(request.timeout_ms);
+        Drained {
+            drained: true,
+            waiting: 0,
+        }
+    }
+    fn undrain(&self) {
+        self.drained.lock().unwrap().clear();
+    }
+    fn exposition(&self) -> String {
+        "# EOF\n".into()
+    }
+}
+
+fn named(mountpoint: Option<&str>) -> Result<(), ControlError> {
+    match mountpoint {
+        None | Some("/m") => Ok(()),
+        Some(other) => Err(ControlError {
+            status: 404,
+            message: format!("nothing is mounted at {other}"),
+        }),
+    }
+}
+
 /// One counter of every kind exists, for `/m`.
 fn counter<T>(id: Option<&str>, make: impl FnOnce(String) -> T) -> Result<T, ControlError> {
     match id {
@@ -231,10 +294,14 @@ impl Answer {
 
     /// Checks the status and the one shape of errors, and hands the message out.
     pub fn error(&self, status: u16) -> String {
+        self.error_with(status, "UNDEFINED")
+    }
+
+    pub fn error_with(&self, status: u16, code: &str) -> String {
         assert_eq!(self.status, status, "{self:?}");
         let body = self.json();
         assert_eq!(body.as_object().unwrap().len(), 2, "{self:?}");
-        assert_eq!(body["code"], "UNDEFINED");
+        assert_eq!(body["code"], code);
         body["message"].as_str().unwrap().to_owned()
     }
 

@@ -1,0 +1,362 @@
+//! Fulfils [`kata::control::operate::Operate`]: what operators ask.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use backend::store::Blob;
+use kata::control::Control;
+use kata::control::ControlError;
+use kata::control::operate::{
+    AwaitedData, BlobStatus, CachePolicy, DeviceCounters, DrainRequest, Drained, Histogram, ImageStatus,
+    LatencyClass, LiveRequest, MountLatencies, MountStatus, Operate, Overview, PrefetchStatus, Residency,
+};
+use rafs::fs::RafsFs;
+
+use super::instance::Kind;
+use super::table::{Mounted, MountedImage};
+use super::{DaemonControl, exposition, mountpoint_of};
+use crate::metrics::{Latencies, Snapshot, Work};
+use crate::virtio::{Requests, Stage, Waiting};
+
+/// How often a drain looks whether requests still wait.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Operate for DaemonControl {
+    fn overview(&self) -> Overview {
+        Overview {
+            version: self.version(),
+            pid: std::process::id(),
+            uptime_ms: millis(self.started.elapsed()),
+            state: self.state(),
+            draining: self.draining.load(Ordering::SeqCst),
+            log_level: self.log.level(),
+            mounts: self.mounts.list().len(),
+            waiting: self.waiting().len(),
+            device: device_counters(self.device()),
+        }
+    }
+
+    fn mount_status(&self, mountpoint: Option<&str>) -> Result<Vec<MountStatus>, ControlError> {
+        let waiting = self.waiting();
+        let answered: BTreeMap<String, u64> = self
+            .mounts
+            .list()
+            .into_iter()
+            .map(|mount| {
+                let requests = mount.metrics.snapshot().requests;
+                (mount.path, requests.iter().map(|(_, count)| count).sum())
+            })
+            .collect();
+        let all = self.table.status(|path, mounted, changing| {
+            let image = mounted.image.as_ref();
+            MountStatus {
+                mountpoint: path.to_owned(),
+                kind: match mounted.kind {
+                    Kind::Image => "image".to_owned(),
+                    Kind::Directory => "directory".to_owned(),
+                },
+                source: mounted.source.clone(),
+                since: mounted.since.for_json(),
+                state: if changing { "changing" } else { "serving" }.to_owned(),
+                read_only: image.is_some() || self.instances.host_is_read_only(),
+                cache: match image {
+                    Some(_) => CachePolicy {
+                        policy: "always".to_owned(),
+                        metadata_ms: None,
+                        data: true,
+                    },
+                    None => self.instances.host_cache_policy(),
+                },
+                waiting: waiting
+                    .iter()
+                    .filter(|waiting| waiting.mountpoint == path)
+                    .count(),
+                requests: answered.get(path).copied().unwrap_or_default(),
+                image: image.map(image_status),
+            }
+        });
+        one_or_all(mountpoint, all, |status| &status.mountpoint)
+    }
+
+    fn live_requests(&self) -> Vec<LiveRequest> {
+        let waiting = self.waiting();
+        let images = self.images();
+        let paths: BTreeMap<&str, BTreeMap<u64, String>> = images
+            .iter()
+            .filter_map(|(path, image)| {
+                let of_mount = waiting.iter().filter(|waiting| waiting.mountpoint == *path);
+                let wanted: BTreeSet<u64> = of_mount.map(|waiting| waiting.local).collect();
+                let instance = image.instance.upgrade().filter(|_| !wanted.is_empty())?;
+                Some((path.as_str(), image.paths.find(instance.reader(), &wanted)))
+            })
+            .collect();
+        let live = |waiting: &Waiting| LiveRequest {
+            unique: waiting.unique,
+            operation: waiting.operation.to_owned(),
+            opcode: waiting.opcode,
+            mountpoint: waiting.mountpoint.clone(),
+            path: paths
+                .get(waiting.mountpoint.as_str())
+                .and_then(|paths| paths.get(&waiting.local))
+                .cloned(),
+            inode: waiting.local,
+            offset: waiting.read.map(|read| read.offset),
+            size: waiting.read.map(|read| read.size),
+            age_ms: millis(waiting.since.elapsed()),
+            deadline_ms: waiting
+                .deadline
+                .map(|deadline| millis(deadline.saturating_duration_since(Instant::now()))),
+            waits_for: stage(waiting.stage).to_owned(),
+            data: images
+                .get(&waiting.mountpoint)
+                .filter(|_| waiting.stage == Stage::Data)
+                .and_then(|image| awaited(image, waiting)),
+        };
+        waiting.iter().map(live).collect()
+    }
+
+    fn latencies(&self, mountpoint: Option<&str>) -> Result<Vec<MountLatencies>, ControlError> {
+        let latencies = |mount: crate::mounts::MountInfo| {
+            let latencies = mount.metrics.snapshot().latencies;
+            let named = Work::ALL.into_iter().zip(&latencies);
+            MountLatencies {
+                mountpoint: mount.path,
+                by_work: named
+                    .map(|(work, latencies)| (work.name().to_owned(), histogram(latencies)))
+                    .collect(),
+            }
+        };
+        let all = self.mounts.list().into_iter().map(latencies).collect();
+        one_or_all(mountpoint, all, |latencies| &latencies.mountpoint)
+    }
+
+    fn residency(&self, mountpoint: &str, path: &str) -> Result<Residency, ControlError> {
+        let mountpoint = mountpoint_of(mountpoint)?;
+        let image = self
+            .images()
+            .remove(&mountpoint)
+            .and_then(|image| image.instance.upgrade());
+        let image = image.ok_or_else(|| not_found(format!("no image is mounted at {mountpoint}")))?;
+        let damaged =
+            |error: rafs::error::Damaged| ControlError::failed(format!("{mountpoint}: {path}: {error}"));
+        let reader = image.reader();
+        let inode = reader
+            .at_path(path.as_bytes())
+            .map_err(damaged)?
+            .ok_or_else(|| not_found(format!("the image at {mountpoint} has no {path}")))?;
+        if inode.kind != rafs::inode::Kind::File {
+            return Err(ControlError::bad_request(format!(
+                "{mountpoint}: {path} is no regular file"
+            )));
+        }
+        let chunks = reader.chunks(&inode).map_err(damaged)?;
+        let resident = |chunk: &rafs::reader::FileChunk| {
+            image
+                .blobs()
+                .get(chunk.blob)
+                .is_some_and(|blob| blob.is_resident(chunk.index))
+        };
+        let mut ranges: Vec<[usize; 2]> = Vec::new();
+        let mut count = 0;
+        for (position, _) in chunks.iter().enumerate().filter(|(_, chunk)| resident(chunk)) {
+            count += 1;
+            match ranges.last_mut() {
+                Some([_, last]) if *last + 1 == position => *last = position,
+                _ => ranges.push([position, position]),
+            }
+        }
+        Ok(Residency {
+            mountpoint,
+            path: path.to_owned(),
+            inode: inode.id,
+            size: inode.size,
+            chunks: chunks.len(),
+            resident: count,
+            ranges,
+        })
+    }
+
+    fn drain(&self, request: DrainRequest) -> Drained {
+        self.draining.store(true, Ordering::SeqCst);
+        tracing::info!("draining: new mounts are refused");
+        let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
+        loop {
+            let waiting = self.waiting().len();
+            if waiting == 0 || Instant::now() >= deadline {
+                return Drained {
+                    drained: waiting == 0,
+                    waiting,
+                };
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn undrain(&self) {
+        if self.draining.swap(false, Ordering::SeqCst) {
+            tracing::info!("no longer draining: mounts are taken again");
+        }
+    }
+
+    fn exposition(&self) -> String {
+        exposition::text(self)
+    }
+}
+
+impl DaemonControl {
+    /// Requests that wait.
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
+        self.requests.get().map(Requests::list).unwrap_or_default()
+    }
+
+    /// What the device has counted.
+    pub(super) fn device(&self) -> Snapshot {
+        self.requests.get().map(Requests::metrics).unwrap_or_default()
+    }
+
+    /// Images by mountpoint.
+    pub(super) fn images(&self) -> BTreeMap<String, MountedImage> {
+        self.table
+            .all(|_, mounted: &Mounted| mounted.image.clone())
+            .into_iter()
+            .filter_map(|(path, image)| Some((path, image?)))
+            .collect()
+    }
+}
+
+fn one_or_all<T>(
+    wanted: Option<&str>,
+    all: Vec<T>,
+    name: impl Fn(&T) -> &str,
+) -> Result<Vec<T>, ControlError> {
+    let Some(wanted) = wanted else { return Ok(all) };
+    let path = mountpoint_of(wanted)?;
+    let found: Vec<T> = all.into_iter().filter(|one| name(one) == path).collect();
+    if found.is_empty() {
+        return Err(not_found(format!("nothing is mounted at {path}")));
+    }
+    Ok(found)
+}
+
+fn not_found(message: String) -> ControlError {
+    ControlError { status: 404, message }
+}
+
+pub(super) fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Data => "data",
+        Stage::Lock => "lock",
+        Stage::Worker => "worker",
+        Stage::Thread => "thread",
+        Stage::Driver => "driver",
+    }
+}
+
+fn device_counters(counted: Snapshot) -> DeviceCounters {
+    DeviceCounters {
+        requests: counted
+            .requests
+            .into_iter()
+            .map(|(operation, count)| (operation.to_owned(), count))
+            .collect(),
+        errors: counted.errors.into_iter().collect(),
+        bytes_read: counted.bytes_read,
+        bytes_written: counted.bytes_written,
+        parked: counted.parked,
+        expired: counted.expired,
+        malformed: counted.malformed,
+        bugs: counted.bugs,
+    }
+}
+
+fn image_status(image: &MountedImage) -> ImageStatus {
+    let instance = image.instance.upgrade();
+    let blobs: &[Arc<Blob>] = instance.as_deref().map_or(&[], RafsFs::blobs);
+    let first = blobs.first();
+    ImageStatus {
+        id: image.config.id.clone(),
+        source_type: image.source_type().to_owned(),
+        source_host: first
+            .map(|blob| blob.source_host().to_owned())
+            .unwrap_or_default(),
+        source_failures: first.map_or(0, |blob| blob.source_metrics().failures_in_a_row),
+        cache_dir: image.cache_dir().to_owned(),
+        blobs: blobs.iter().map(|blob| blob_status(blob)).collect(),
+        prefetch: image.prefetching.progress().map(|progress| PrefetchStatus {
+            chunks: progress.chunks,
+            bytes: progress.bytes,
+            failures: progress.failures,
+            ended: progress.ended.is_some(),
+        }),
+    }
+}
+
+fn blob_status(blob: &Blob) -> BlobStatus {
+    let (description, counted) = (blob.description(), blob.metrics());
+    BlobStatus {
+        id: description.id.clone(),
+        size: description.uncompressed_size,
+        chunks: description.chunk_count,
+        resident: blob.resident(),
+        in_flight: blob.in_flight(),
+        fetched: counted.fetched,
+        damaged: counted.damaged,
+    }
+}
+
+/// The data that a read waits for: of the first blob of which something is absent.
+fn awaited(image: &MountedImage, waiting: &Waiting) -> Option<AwaitedData> {
+    let instance = image.instance.upgrade()?;
+    let (read, reader) = (waiting.read?, instance.reader());
+    let end = read.offset.saturating_add(read.size.into());
+    let inode = reader.inode(read.inode).ok()?;
+    let mut chunks = reader.chunks(&inode).ok()?;
+    chunks.retain(|chunk| {
+        let overlaps =
+            chunk.file_offset < end && chunk.file_offset.saturating_add(chunk.size.into()) > read.offset;
+        let resident = |blob: &Arc<Blob>| blob.is_resident(chunk.index);
+        overlaps && !instance.blobs().get(chunk.blob).is_some_and(resident)
+    });
+    let position = chunks.first()?.blob;
+    let blob = instance.blobs().get(position)?;
+    let absent: Vec<u32> = chunks
+        .iter()
+        .filter(|chunk| chunk.blob == position)
+        .map(|chunk| chunk.index)
+        .collect();
+    Some(AwaitedData {
+        image: image.bootstrap.clone(),
+        source_type: image.source_type().to_owned(),
+        source_host: blob.source_host().to_owned(),
+        blob: blob.description().id.clone(),
+        last_error: blob.last_error(&absent),
+        chunks: absent,
+    })
+}
+
+fn histogram(latencies: &Latencies) -> Histogram {
+    let classes = latencies.classes.iter().enumerate();
+    Histogram {
+        count: latencies.count(),
+        total_us: micros(latencies.total),
+        p50_us: micros(latencies.quantile(0.5)),
+        p99_us: micros(latencies.quantile(0.99)),
+        classes: classes
+            .filter(|(_, count)| **count > 0)
+            .map(|(class, count)| LatencyClass {
+                up_to_us: Latencies::bound(class),
+                count: *count,
+            })
+            .collect(),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
