@@ -1,6 +1,7 @@
 //! The image tool: what `rafs` does, one room per subcommand.
 //!
 //! * [`build`]: a directory becomes an image.
+//! * [`ctl`]: what a running daemon says of itself.
 //! * [`check`]: whether all of an image is there and right.
 //! * [`inspect`]: what an image says of itself.
 //! * [`serve`]: image directories as a read-only OCI registry, with faults on demand.
@@ -13,6 +14,7 @@
 mod blobs;
 pub mod build;
 pub mod check;
+pub mod ctl;
 pub mod inspect;
 mod progress;
 pub mod serve;
@@ -43,6 +45,8 @@ enum Command {
     Unpack(unpack::Arguments),
     /// Serve images as a read-only OCI registry.
     Serve(serve::Arguments),
+    /// Ask a running daemon: mounts, requests that wait, latencies, counters.
+    Ctl(ctl::Arguments),
 }
 
 /// Runs the tool with the process's arguments.
@@ -54,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Ctl(arguments) => ctl::run(&arguments),
     };
     match outcome {
         Ok(code) => code,

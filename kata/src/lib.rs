@@ -3,6 +3,7 @@
 //! Rooms:
 //!
 //! * [`api`]: the HTTP server on the API socket, over a [`Control`] that the daemon fulfils.
+//! * [`client`]: asks such a server.
 //! * [`control`]: that trait, and the values that go over the wire.
 //! * [`config`]: daemon configuration, generations 1 and 2, JSON and TOML.
 //! * [`timestamp`]: points in time as the wire and the log write them.
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod timestamp;
