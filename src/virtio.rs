@@ -1,7 +1,8 @@
 //! The vhost-user device: rings, requests, and their life.
 //!
 //! * [`backend`]: the vhost-user protocol; the only module that knows the `vhost` crate.
-//! * [`queue`]: one thread per queue; [`ring`]: a split virtqueue; [`chain`]: its descriptor chains.
+//! * [`queue`]: one thread per queue, with the [`patience`] to look for more before it sleeps; [`ring`]: a split
+//!   virtqueue; [`chain`]: its descriptor chains.
 //! * [`memory`]: guest memory, and the only `unsafe` code of this crate.
 //! * [`request`]: a popped chain until it is answered; [`parked`]: those that are answered later; [`worker`]: the
 //!   threads that do so.
@@ -13,6 +14,7 @@ mod backend;
 pub(crate) mod chain;
 pub(crate) mod memory;
 pub(crate) mod parked;
+mod patience;
 mod queue;
 pub(crate) mod request;
 pub(crate) mod ring;

@@ -426,6 +426,11 @@ impl Ring {
     }
 
     /// Tells the driver of what was used since the last time, if it wants to be told.
+    ///
+    /// No signal is lost: we store the used index, then load the driver's wish; it stores its wish before it sleeps,
+    /// then loads the used index; both have a full fence in between. So either it sees what was used and does not
+    /// sleep, or we see its wish. Calls consider the used indexes one range after the other, without a gap, because
+    /// the end of the last range is kept under the lock.
     pub fn signal_used(&self) {
         let mut state = self.state.lock();
         self.signal(&mut state, false);
@@ -455,10 +460,24 @@ impl Ring {
         }
     }
 
+    /// Whether a pop would find something. Nothing but a look: what it does not see, [`Ring::unmute`] will.
+    pub fn has_available(&self) -> bool {
+        let state = self.state.lock();
+        state.running()
+            && !state.starved
+            && state
+                .view
+                .as_ref()
+                .is_some_and(|view| view.available_index() != state.next_available)
+    }
+
     /// Asks the driver not to kick, while the queue thread is awake anyway.
+    ///
+    /// It may kick all the same, and may be late to see the wish; nothing depends on it.
     pub fn mute(&self) {
         let state = self.state.lock();
-        // With EVENT_IDX a stale event index has that effect.
+        // With EVENT_IDX a stale event index has that effect: the driver kicks when the available index passes it,
+        // which it did when it woke us and does not do again before 65,536 more requests.
         if let Some(view) = state
             .view
             .as_ref()
@@ -469,6 +488,10 @@ impl Ring {
     }
 
     /// Asks the driver to kick again. Returns whether something was made available in the meantime.
+    ///
+    /// No kick is lost: we store the wish, then load the available index; the driver stores the available index, then
+    /// loads the wish; both have a full fence in between. So either we see its request here and do not sleep, or it
+    /// sees our wish and kicks, which stays in the eventfd however late we come to wait for it.
     pub fn unmute(&self) -> bool {
         let state = self.state.lock();
         let Some(view) = state.view.as_ref().filter(|_| state.running()) else {
