@@ -8,6 +8,7 @@ CARGO ?= cargo
 DESTDIR ?=
 PREFIX ?= /usr/local
 RELEASE := target/release
+PEERS := target/peers/bin
 
 # A C compiler builds zstd's library; the rest is for guests: the emulator, the tools that make container trees.
 PACKAGES_BUILD := gcc libc6-dev
@@ -62,20 +63,29 @@ fuzz: packages-build packages-fuzz ## Fuzz FUZZ_TARGETS (all), each for FUZZ_SEC
 test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
 	$(RUN_TESTS) --package rafsd --test 'guest_lifecycle' $(ONLY_IGNORED)
 
+.PHONY: test-long
+test-long: packages-build ## Send the device ten million random and hostile requests (half an hour)
+	$(CARGO) test --release --package rafsd --test virtqueues -- --ignored --nocapture
+
 .PHONY: soak
 soak: packages-build packages-guest ## Let containers come and go in one sandbox for RAFSD_SOAK_MINUTES (10)
 	$(CARGO) test --release --package rafsd --test guest_soak -- --ignored --nocapture
 
 .PHONY: peers
-peers: packages-build ## Build virtiofsd and nydusd, which benchmarks compare with, into target/peers
-	tests/guest/packages $(PACKAGES_PEERS)
+peers: $(PEERS)/virtiofsd $(PEERS)/nydusd ## Build virtiofsd and nydusd, which benchmarks compare with, into target/peers
+
+$(PEERS)/virtiofsd:
+	tests/guest/packages $(PACKAGES_BUILD) $(PACKAGES_PEERS)
 	$(CARGO) install --locked --root target/peers virtiofsd
+
+$(PEERS)/nydusd:
+	tests/guest/packages $(PACKAGES_BUILD) $(PACKAGES_PEERS)
 	$(CARGO) install --locked --root target/peers nydus-rs --features virtiofs
 
 .PHONY: bench
 bench: packages-build peers ## Measure rafsd against virtiofsd and nydusd (docs/performance.md)
 	$(CARGO) build --release --bins --package rafsd --package rafsd-bench
-	$(RELEASE)/rafsd-bench
+	$(RELEASE)/rafsd-bench --peers $(PEERS)
 
 .PHONY: install
 install: build ## Install rafsd and rafs below PREFIX (/usr/local)

@@ -157,6 +157,21 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What queues that ran side by side did together.
+    pub fn sum(outcomes: Vec<Outcome>) -> Outcome {
+        outcomes
+            .into_iter()
+            .reduce(|mut all, one| {
+                all.operations += one.operations;
+                all.requests += one.requests;
+                all.elapsed = all.elapsed.max(one.elapsed);
+                all.calls += one.calls;
+                all.latencies.extend(one.latencies);
+                all
+            })
+            .unwrap_or_default()
+    }
+
     /// Operations per second.
     pub fn rate(&self) -> f64 {
         self.operations as f64 / self.elapsed.as_secs_f64()

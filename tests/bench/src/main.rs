@@ -22,7 +22,7 @@ use peer::{Kind, Peer, Setting};
 use rafsd_frontend::image::Image;
 use rafsd_frontend::random::Random;
 use rafsd_frontend::{Error, Result};
-use rows::{Measured, Operation, Row};
+use rows::{Measured, Row};
 use stall::Source;
 
 /// Directories of the tree, each with `FILES` small files.
@@ -38,6 +38,8 @@ struct Arguments {
     rounds: usize,
     time: Duration,
     filter: String,
+    depth: Option<usize>,
+    queues: Option<usize>,
 }
 
 impl Arguments {
@@ -49,6 +51,8 @@ impl Arguments {
             rounds: 5,
             time: Duration::from_millis(400),
             filter: String::new(),
+            depth: None,
+            queues: None,
         };
         let mut given = std::env::args().skip(1);
         while let Some(name) = given.next() {
@@ -67,9 +71,11 @@ impl Arguments {
                 "--rounds" => arguments.rounds = number()? as usize,
                 "--time" => arguments.time = Duration::from_millis(number()?),
                 "--filter" => arguments.filter = value,
+                "--depth" => arguments.depth = Some(number()? as usize),
+                "--queues" => arguments.queues = Some(number()? as usize),
                 _ => {
                     return Err(Error::Usage(format!(
-                        "{name}: expected --rafsd, --rafs, --peers, --rounds, --time (ms) or --filter"
+                        "{name}: expected --rafsd, --rafs, --peers, --rounds, --time (ms), --filter, --depth or --queues"
                     )));
                 }
             }
@@ -147,55 +153,61 @@ fn median_of(values: impl Iterator<Item = f64>) -> f64 {
     median(&values)
 }
 
+/// Queues of the second rafsd.
+const QUEUES: usize = 4;
+
 fn operations(arguments: &Arguments, setting: &Setting, kinds: &[Kind]) -> Result<()> {
-    let peers = kinds
+    let start = |kind: Kind, queues| kind.start(setting, queues, |cache| setting.image.local(cache));
+    let one = start(Kind::Rafsd, 1)?;
+    let several = start(Kind::Rafsd, QUEUES)?;
+    let others = kinds
         .iter()
-        .map(|kind| kind.start(setting, 1, |cache| setting.image.local(cache)))
+        .filter(|kind| **kind != Kind::Rafsd)
+        .map(|kind| start(*kind, 1))
         .collect::<Result<Vec<Peer>>>()?;
-    for peer in &peers {
+    for peer in others.iter().chain([&one, &several]) {
         // Warm: all of the image is resident, all of the tree in the page cache.
         for path in [Some(peer.shared), peer.image].into_iter().flatten() {
             peer.guest.read_file(format!("{path}/big"))?;
         }
     }
+    let big = std::fs::File::open(setting.shared.join("big")).map_err(|e| Error::Io {
+        what: "open a file".into(),
+        source: e,
+    })?;
     println!(
-        "| tree | operation | depth | rafsd op/s | cpu µs/request | signals/request | peer | throughput × | cpu × | p50 × |"
+        "| tree | operation | queues | depth | op/s | cpu µs | signals | throughput × | cpu × | p50 × | preadv × |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
-    for image in [false, true] {
-        for operation in Operation::ALL {
-            for depth in [1, 16, 32] {
-                let row = Row {
-                    image,
-                    operation,
-                    depth,
-                };
-                let label = format!(
-                    "{} {}",
-                    if image { "image" } else { "passthrough" },
-                    operation.label()
-                );
-                if (image && operation.writes()) || !label.contains(&arguments.filter) {
-                    continue;
-                }
-                compare(&row, &peers, arguments)?;
-            }
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    for row in Row::all() {
+        let wanted = row.label().contains(&arguments.filter)
+            && arguments.depth.is_none_or(|depth| depth == row.depth)
+            && arguments.queues.is_none_or(|queues| queues == row.queues);
+        if !wanted {
+            continue;
         }
+        let ours = if row.queues == 1 { &one } else { &several };
+        let mut taking = vec![ours];
+        taking.extend(others.iter().filter(|peer| !row.image || peer.image.is_some()));
+        compare(&row, &taking, &big, arguments)?;
     }
     println!("\n| daemon | peak memory KiB |\n|---|---|");
-    for peer in &peers {
-        println!("| {} | {} |", peer.kind.name(), peer.daemon.memory_kib("VmHWM")?);
+    for peer in others.iter().chain([&one, &several]) {
+        let queues = match peer.guest.queues() - 1 {
+            1 => String::new(),
+            queues => format!(", {queues} queues"),
+        };
+        let peak = peer.daemon.memory_kib("VmHWM")?;
+        println!("| {}{queues} | {peak} |", peer.kind.name());
     }
     Ok(())
 }
 
-/// Runs one row on all peers in turn, round after round, and prints ratios.
-fn compare(row: &Row, peers: &[Peer], arguments: &Arguments) -> Result<()> {
-    let taking: Vec<&Peer> = peers
-        .iter()
-        .filter(|peer| !row.image || peer.image.is_some())
-        .collect();
+/// Runs one row on all peers in turn, round after round, and prints how the first does against the better of the
+/// others.
+fn compare(row: &Row, taking: &[&Peer], big: &std::fs::File, arguments: &Arguments) -> Result<()> {
     let mut rounds: Vec<Vec<Measured>> = Vec::new();
+    let mut plain = Vec::new();
     for round in 0..arguments.rounds {
         let mut measured: Vec<(usize, Measured)> = Vec::new();
         for turn in 0..taking.len() {
@@ -203,44 +215,45 @@ fn compare(row: &Row, peers: &[Peer], arguments: &Arguments) -> Result<()> {
             measured.push((which, row.run(taking[which], arguments.time)?));
         }
         measured.sort_by_key(|(which, _)| *which);
+        plain.extend(row.plain(&taking[0].guest, big, arguments.time)?);
         rounds.push(measured.into_iter().map(|(_, measured)| measured).collect());
     }
     let ours = |f: fn(&Measured) -> f64| median_of(rounds.iter().map(|round| f(&round[0])));
-    let signals = |m: &Measured| m.outcome.calls as f64 / m.outcome.requests.max(1) as f64;
+    let rate = |m: &Measured| m.outcome.rate();
     let p50 = |m: &Measured| median_of(m.outcome.latencies.iter().map(|time| *time as f64));
-    for (which, peer) in taking.iter().enumerate().skip(1) {
-        let ratio = |f: &dyn Fn(&Measured) -> f64| {
-            median_of(rounds.iter().map(|round| f(&round[0]) / f(&round[which])))
-        };
-        let latency = if row.depth == 1 {
-            format!("{:.2}", ratio(&p50))
-        } else {
-            "".into()
-        };
-        println!(
-            "| {} | {} | {} | {:.0} | {:.2} | {:.2} | {} | {:.2} | {:.2} | {latency} |",
-            if row.image { "image" } else { "passthrough" },
-            row.operation.label(),
-            row.depth,
-            ours(|m| m.outcome.rate()),
-            ours(|m| m.cpu),
-            ours(signals),
-            peer.kind.name(),
-            ratio(&|m| m.outcome.rate()),
-            ratio(&|m| m.cpu),
-        );
-    }
-    if taking.len() == 1 {
-        println!(
-            "| {} | {} | {} | {:.0} | {:.2} | {:.2} | none | | | |",
-            if row.image { "image" } else { "passthrough" },
-            row.operation.label(),
-            row.depth,
-            ours(|m| m.outcome.rate()),
-            ours(|m| m.cpu),
-            ours(signals)
-        );
-    }
+    // Of all ratios to a peer, each the median of the rounds, the worst for us.
+    let worst = |f: &dyn Fn(&Measured) -> f64, worse: fn(f64, f64) -> f64| {
+        (1..taking.len())
+            .map(|which| median_of(rounds.iter().map(|round| f(&round[0]) / f(&round[which]))))
+            .reduce(worse)
+            .map_or_else(String::new, |ratio| format!("{ratio:.2}"))
+    };
+    let latency = match row.depth * row.queues {
+        1 => worst(&p50, f64::max),
+        _ => String::new(),
+    };
+    let preadv = match plain.is_empty() {
+        true => String::new(),
+        false => {
+            let ratio = rounds
+                .iter()
+                .zip(&plain)
+                .map(|(round, plain)| rate(&round[0]) / plain);
+            format!("{:.2}", median_of(ratio))
+        }
+    };
+    println!(
+        "| {} | {} | {} | {} | {:.0} | {:.2} | {:.2} | {} | {} | {latency} | {preadv} |",
+        row.tree(),
+        row.operation.label(),
+        row.queues,
+        row.depth,
+        ours(|m| m.outcome.rate()),
+        ours(|m| m.cpu),
+        ours(|m| m.outcome.calls as f64 / m.outcome.requests.max(1) as f64),
+        worst(&rate, f64::min),
+        worst(&|m| m.cpu, f64::max),
+    );
     Ok(())
 }
 

@@ -1,7 +1,10 @@
 //! The rows of the table: a tree, an operation, a depth, a number of queues.
 
-use std::time::Duration;
+use std::fs::File;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
+use rafsd_frontend::memory::PAGE;
 use rafsd_frontend::random::Random;
 use rafsd_frontend::{Error, Guest, Result};
 
@@ -84,6 +87,15 @@ impl Operation {
         }
     }
 
+    /// Whether it has rows with several queues: where requests are small, and each guest processor could have a queue
+    /// of its own.
+    pub fn spreads(self) -> bool {
+        matches!(
+            self,
+            Operation::Getattr | Operation::Lookup | Operation::Small | Operation::Random { .. }
+        )
+    }
+
     fn data(self) -> usize {
         match self {
             Operation::Sequential { piece, .. } => piece as usize,
@@ -99,6 +111,8 @@ pub struct Row {
     pub image: bool,
     /// What is done.
     pub operation: Operation,
+    /// Request queues. A peer has one and gets on it what rafsd gets on all.
+    pub queues: usize,
     /// Requests in flight on each queue.
     pub depth: usize,
 }
@@ -113,6 +127,37 @@ pub struct Measured {
 }
 
 impl Row {
+    /// All rows, in the table's order.
+    pub fn all() -> Vec<Row> {
+        let mut rows = Vec::new();
+        for image in [false, true] {
+            for operation in Operation::ALL {
+                if image && operation.writes() {
+                    continue;
+                }
+                let depths = [(1, 1), (1, 16), (1, 32), (crate::QUEUES, 1), (crate::QUEUES, 32)];
+                let wanted = |(queues, _): &(usize, usize)| *queues == 1 || operation.spreads();
+                rows.extend(depths.into_iter().filter(wanted).map(|(queues, depth)| Row {
+                    image,
+                    operation,
+                    queues,
+                    depth,
+                }));
+            }
+        }
+        rows
+    }
+
+    /// The name of its tree.
+    pub fn tree(&self) -> &'static str {
+        if self.image { "image" } else { "passthrough" }
+    }
+
+    /// Its name for the command line.
+    pub fn label(&self) -> String {
+        format!("{} {}", self.tree(), self.operation.label())
+    }
+
     /// Runs the row on a peer, after a warm-up.
     pub fn run(&self, peer: &Peer, time: Duration) -> Result<Measured> {
         let top = if self.image {
@@ -120,22 +165,86 @@ impl Row {
         } else {
             peer.shared
         };
-        let mut work = self.work(&peer.guest, top)?;
-        let depth = match self.operation {
-            // A MiB each; more would only measure memory.
-            Operation::Sequential { piece, .. } if piece > 1 << 18 => self.depth.min(16),
-            _ => self.depth,
-        };
-        let mut load = Load::new(&peer.guest, 1, depth, self.operation.data())?;
-        load.run(work.as_mut(), time / 4)?;
-        let before = peer.daemon.cpu_nanoseconds()?;
-        let outcome = load.run(work.as_mut(), time)?;
-        let used = peer.daemon.cpu_nanoseconds()?.saturating_sub(before);
-        let cpu = used as f64 / 1000.0 / outcome.requests.max(1) as f64;
-        Ok(Measured { outcome, cpu })
+        let queues = peer.guest.queues() - 1;
+        let depth = self.depth() * self.queues / queues;
+        // All start together when all have warmed up.
+        let (warm, start, end) = (
+            Barrier::new(queues + 1),
+            Barrier::new(queues + 1),
+            Barrier::new(queues + 1),
+        );
+        std::thread::scope(|scope| {
+            let running: Vec<_> = (1..=queues)
+                .map(|queue| {
+                    let (warm, start, end) = (&warm, &start, &end);
+                    scope.spawn(move || {
+                        let prepared = self.work(&peer.guest, top, queue).and_then(|mut work| {
+                            let mut load = Load::new(&peer.guest, queue, depth, self.operation.data())?;
+                            load.run(work.as_mut(), time / 4)?;
+                            Ok((work, load))
+                        });
+                        warm.wait();
+                        start.wait();
+                        let outcome = prepared.and_then(|(mut work, mut load)| load.run(work.as_mut(), time));
+                        end.wait();
+                        outcome
+                    })
+                })
+                .collect();
+            warm.wait();
+            let before = peer.daemon.cpu_nanoseconds();
+            start.wait();
+            end.wait();
+            let after = peer.daemon.cpu_nanoseconds();
+            let outcomes = running.into_iter().map(|thread| match thread.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            let outcome = Outcome::sum(outcomes.collect::<Result<Vec<Outcome>>>()?);
+            let used = after?.saturating_sub(before?);
+            let cpu = used as f64 / 1000.0 / outcome.requests.max(1) as f64;
+            Ok(Measured { outcome, cpu })
+        })
     }
 
-    fn work(&self, guest: &Guest, top: &str) -> Result<Box<dyn Work>> {
+    /// Requests in flight on each queue; of a MiB no more than 16, which would only measure memory.
+    fn depth(&self) -> usize {
+        match self.operation {
+            Operation::Sequential { piece, .. } if piece > 1 << 18 => self.depth.min(16),
+            _ => self.depth,
+        }
+    }
+
+    /// What the row would be without a device: reads per second of a thread that does nothing but `preadv` from the
+    /// page cache into the same kind of memory. Only of sequential reads.
+    pub fn plain(&self, guest: &Guest, file: &File, time: Duration) -> Result<Option<f64>> {
+        let Operation::Sequential { piece, write: false } = self.operation else {
+            return Ok(None);
+        };
+        let places = (0..self.depth())
+            .map(|_| {
+                let address = guest.memory.allocate(piece as usize, PAGE)?;
+                let place = guest.memory.slice(address, piece as usize)?;
+                place.fill(0x6b);
+                Ok(place)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let (mut reads, mut elapsed) = (0u64, Duration::ZERO);
+        let start = Instant::now();
+        while elapsed < time {
+            for place in &places {
+                place.read_file(file, reads * u64::from(piece) % crate::BIG)?;
+                reads += 1;
+            }
+            elapsed = start.elapsed();
+        }
+        for place in places {
+            guest.memory.release(place.address, place.len());
+        }
+        Ok(Some(reads as f64 / elapsed.as_secs_f64()))
+    }
+
+    fn work(&self, guest: &Guest, top: &str, queue: usize) -> Result<Box<dyn Work>> {
         let path = |name: &str| format!("{top}/{name}");
         let names = |directory: &str| -> Result<Vec<(u64, Vec<u8>)>> {
             let node = guest.resolve(path(directory))?.nodeid;
@@ -181,8 +290,11 @@ impl Row {
                     .collect::<Result<Vec<u64>>>()?;
                 Box::new(Small { nodes, at: 0 })
             }
-            Operation::Random { write } => self.data(guest, &path("big"), 4096, write, true)?,
-            Operation::Sequential { piece, write } => self.data(guest, &path("big"), piece, write, false)?,
+            Operation::Random { write } => {
+                let random = Some(Random::new(queue as u64));
+                self.data(guest, &path("big"), 4096, write, random)?
+            }
+            Operation::Sequential { piece, write } => self.data(guest, &path("big"), piece, write, None)?,
             Operation::Files => Box::new(Files {
                 directory: guest.resolve(path("files"))?.nodeid,
                 open: Vec::new(),
@@ -196,7 +308,7 @@ impl Row {
         path: &str,
         piece: u32,
         write: bool,
-        random: bool,
+        random: Option<Random>,
     ) -> Result<Box<dyn Work>> {
         let path = if write {
             path.replace("big", "big-rw")
@@ -211,7 +323,7 @@ impl Row {
             len: crate::BIG,
             piece,
             write,
-            random: random.then(|| Random::new(5)),
+            random,
             at: 0,
         }))
     }

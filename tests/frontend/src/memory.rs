@@ -5,6 +5,7 @@
 //! mapping alive here, so a removed region stays readable for whoever still holds a slice of it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -104,6 +105,11 @@ impl Slice {
     /// Sets all bytes.
     pub fn fill(&self, value: u8) {
         self.mapping.fill(self.offset, self.len, value);
+    }
+
+    /// Fills it from `file` at `position`, with one system call, and returns the number of bytes.
+    pub fn read_file(&self, file: &File, position: u64) -> Result<usize> {
+        self.mapping.read_file(self.offset, self.len, file, position)
     }
 
     /// Reads a published u16.

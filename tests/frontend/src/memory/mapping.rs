@@ -4,7 +4,8 @@
 //! reference to the bytes ever exists; ring indices are read and written as atomics.
 
 use std::ffi::c_void;
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
@@ -82,6 +83,18 @@ impl Mapping {
         let to = self.at(offset, len);
         // SAFETY: as in `write`.
         unsafe { ptr::write_bytes(to, value, len) }
+    }
+
+    /// Reads `len` bytes of `file` at `position` into the mapping, with one system call.
+    pub fn read_file(&self, offset: usize, len: usize, file: &File, position: u64) -> Result<usize> {
+        let vector = [libc::iovec {
+            iov_base: self.at(offset, len).cast::<c_void>(),
+            iov_len: len,
+        }];
+        // SAFETY: the vector has one element, which names bytes inside the mapping (checked by `at`); the kernel writes
+        // to them as another process would.
+        let done = unsafe { libc::preadv64(file.as_raw_fd(), vector.as_ptr(), 1, position as i64) };
+        usize::try_from(done).map_err(|_| Error::io("preadv", std::io::Error::last_os_error()))
     }
 
     /// Reads a little-endian u16 that the other side publishes.
