@@ -80,7 +80,7 @@ mod tests {
     fn looking_in_vain_becomes_rare_and_one_success_makes_up_for_it() {
         let mut patience = Patience::default();
         let looks = Cell::new(0);
-        let mut sleeps = |patience: &mut Patience, count: usize| {
+        let sleeps = |patience: &mut Patience, count: usize| {
             looks.set(0);
             (0..count)
                 .filter(|_| {
