@@ -59,6 +59,10 @@ test: packages-build packages-fuzz packages-guest ## Check formatting and lints 
 fuzz: packages-build packages-fuzz ## Fuzz FUZZ_TARGETS (all), each for FUZZ_SECONDS (60) of processor time (docs/testing.md)
 	tests/fuzz/run
 
+.PHONY: test-faults
+test-faults: packages-build ## Run the whole fault matrix of docs/reliability.md, and ten minutes of reads under a quota
+	$(RUN_TESTS) --package rafsd-backend --test faults --test eviction $(ONLY_IGNORED)
+
 .PHONY: test-guest-full
 test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
 	$(RUN_TESTS) --package rafsd --test 'guest_lifecycle' $(ONLY_IGNORED)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backend::config as store;
-use kata::config::backend::{Http, Proxy};
+use kata::config::backend::{Http, Mirror, Proxy};
 use kata::config::{Backend, Cache, Config, ConfigError, Secret};
 
 use crate::cli::{CacheMode, Virtiofsd};
@@ -168,8 +168,24 @@ fn http(http: &Http, headers: &[(String, store::Secret)]) -> store::HttpConfig {
         retry_limit: u32::from(http.retry_limit),
         skip_verify: http.skip_verify,
         ca_cert_files: http.ca_cert_files.iter().map(PathBuf::from).collect(),
+        mirrors: http.mirrors.iter().map(mirror).collect(),
         proxy: http.proxy.is_given().then(|| proxy(&http.proxy)),
         headers: headers.to_vec(),
+    }
+}
+
+fn mirror(mirror: &Mirror) -> store::MirrorConfig {
+    let headers = mirror.headers.iter();
+    store::MirrorConfig {
+        host: mirror.host.expose().to_owned(),
+        ping_url: mirror.ping_url.expose().to_owned(),
+        headers: headers
+            .map(|(name, value)| (name.clone(), hidden(value)))
+            .collect(),
+        check_interval: Duration::from_secs(mirror.health_check_interval.max(1)),
+        failure_limit: mirror.failure_limit.into(),
+        auth_through: mirror.auth_through,
+        ..store::MirrorConfig::default()
     }
 }
 

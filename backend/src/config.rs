@@ -228,12 +228,15 @@ pub struct HttpConfig {
     pub connect_timeout: Duration,
     /// Longest silence: to the first byte of an answer, and between two pieces of a body.
     pub timeout: Duration,
-    /// Accepted and not used: transient errors are retried until the deadline of those who wait, others a few times.
+    /// How often an error that looks permanent (denied, not found) is given another chance. Others are retried until the deadline
+    /// of those who wait.
     pub retry_limit: u32,
     /// Accept any certificate.
     pub skip_verify: bool,
     /// PEM files with more certificate authorities.
     pub ca_cert_files: Vec<PathBuf>,
+    /// Mirrors to ask before the proxy and the origin, in this order.
+    pub mirrors: Vec<MirrorConfig>,
     /// Forward proxy to go through.
     pub proxy: Option<ProxyConfig>,
     /// More request headers.
@@ -248,8 +251,42 @@ impl Default for HttpConfig {
             retry_limit: 2,
             skip_verify: false,
             ca_cert_files: Vec::new(),
+            mirrors: Vec::new(),
             proxy: None,
             headers: Vec::new(),
+        }
+    }
+}
+
+/// A server that has the blobs of a registry under the same paths.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MirrorConfig {
+    /// `http://HOST[:PORT]` or `https://HOST[:PORT]`.
+    pub host: String,
+    /// URL to ask for its health; empty for none.
+    pub ping_url: String,
+    /// More request headers.
+    pub headers: Vec<(String, Secret)>,
+    /// Time between two health checks, or between two attempts while it fails.
+    pub check_interval: Duration,
+    /// Health is not checked any more when there was no request for so long.
+    pub check_pause_elapsed: Duration,
+    /// Failures in a row after which it is left out.
+    pub failure_limit: u32,
+    /// Send it the credentials for the registry, too.
+    pub auth_through: bool,
+}
+
+impl Default for MirrorConfig {
+    fn default() -> Self {
+        Self {
+            host: String::new(),
+            ping_url: String::new(),
+            headers: Vec::new(),
+            check_interval: Duration::from_secs(5),
+            check_pause_elapsed: Duration::from_secs(300),
+            failure_limit: 5,
+            auth_through: true,
         }
     }
 }
@@ -265,7 +302,7 @@ pub struct ProxyConfig {
     pub fallback: bool,
     /// Time between two health checks.
     pub check_interval: Duration,
-    /// Accepted and not used: the proxy is only checked beside requests, so an idle source checks nothing.
+    /// Health is not checked any more when there was no request for so long.
     pub check_pause_elapsed: Duration,
     /// Ask the proxy for `http://` URLs where the origin's are `https://`.
     pub use_http: bool,

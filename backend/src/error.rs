@@ -37,7 +37,9 @@ pub enum SourceErrorKind {
     Denied,
     /// The source asks to come back later.
     Throttled,
-    /// No connection: name resolution, refused, reset, no route.
+    /// No address for its name.
+    Unresolved,
+    /// No connection: refused, reset, no route.
     Unreachable,
     /// No certificate that we trust.
     Untrusted,
@@ -60,6 +62,7 @@ impl SourceErrorKind {
     pub fn transient(self) -> bool {
         match self {
             Self::Throttled
+            | Self::Unresolved
             | Self::Unreachable
             | Self::Stalled
             | Self::Server
@@ -76,6 +79,7 @@ impl fmt::Display for SourceErrorKind {
             Self::NotFound => "not found",
             Self::Denied => "denied",
             Self::Throttled => "throttled",
+            Self::Unresolved => "name not resolved",
             Self::Unreachable => "unreachable",
             Self::Untrusted => "untrusted certificate",
             Self::Stalled => "stalled",

@@ -5,15 +5,17 @@
 
 pub(crate) mod auth;
 mod bucket;
+pub(crate) mod clients;
 pub mod dir;
 pub mod disk;
 mod file;
+mod hedge;
 pub(crate) mod http;
 pub mod http_proxy;
 pub mod oss;
-mod proxy;
 pub mod registry;
 pub(crate) mod retry;
+mod route;
 pub mod s3;
 mod tls;
 
@@ -50,6 +52,14 @@ pub trait Source: Send + Sync {
             self.host(),
             "this source takes no user and password",
         ))
+    }
+
+    /// What it delivered was damaged. If it has several ways to get it, it takes another one for a while.
+    fn distrust(&self) {}
+
+    /// How often errors that look permanent are given another chance.
+    fn retry_limit(&self) -> u32 {
+        2
     }
 
     /// Tokens asked for so far.

@@ -44,6 +44,7 @@ pub use crate::error::FetchError;
 use crate::error::SourceError;
 use crate::metrics::{BlobMetrics, SourceMetrics};
 use crate::source::Source;
+use crate::source::clients::{Clients, Peer};
 use crate::source::dir::Dir;
 use crate::source::disk::Disk;
 use crate::source::http::Transport;
@@ -100,6 +101,7 @@ pub(crate) struct Engine {
     shared: Mutex<HashMap<SharedKey, Weak<Shared>>>,
     lanes: AtomicU64,
     directories: Mutex<HashMap<PathBuf, Weak<Directory>>>,
+    clients: Arc<Clients>,
 }
 
 /// Blob id, cache directory, lane of the source.
@@ -121,6 +123,7 @@ impl Store {
             shared: Mutex::default(),
             lanes: AtomicU64::new(0),
             directories: Mutex::default(),
+            clients: Arc::default(),
         };
         Ok(Self {
             engine: Arc::new(engine),
@@ -238,12 +241,12 @@ impl Engine {
         let source: Arc<dyn Source> = match config {
             SourceConfig::Dir(config) => Arc::new(Dir::new(config.clone())?),
             SourceConfig::Registry(config) => {
-                let transport = Arc::new(Transport::new(&config.http)?);
-                Arc::new(Registry::new(config.clone(), transport)?)
+                let transport = Transport::to(&self.clients, &config.http, &Peer::Direct, &config.host)?;
+                Arc::new(Registry::new(config.clone(), Arc::new(transport))?)
             }
-            SourceConfig::S3(config) => Arc::new(S3::new(config)?),
-            SourceConfig::Oss(config) => Arc::new(Oss::new(config)?),
-            SourceConfig::HttpProxy(config) => Arc::new(HttpProxy::new(config)?),
+            SourceConfig::S3(config) => Arc::new(S3::new(config, &self.clients)?),
+            SourceConfig::Oss(config) => Arc::new(Oss::new(config, &self.clients)?),
+            SourceConfig::HttpProxy(config) => Arc::new(HttpProxy::new(config, &self.clients)?),
             SourceConfig::LocalDisk(config) => Arc::new(Disk::new(config)?),
         };
         let origin = Origin::new(self.new_lane(), source);

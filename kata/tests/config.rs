@@ -237,7 +237,8 @@ fn first_generation_that_fits_wins() {
 #[test]
 fn unknown_keys_are_reported_at_every_level() {
     let text = v2(|document| {
-        document["backend"]["registry"]["mirrors"] = serde_json::json!([]);
+        document["backend"]["registry"]["mirrors"] =
+            serde_json::json!([{"host": "http://mirror.example", "x": 1}]);
         document["backend"]["registry"]["proxy"]["x"] = 1.into();
         document["cache"]["filecache"]["y"] = 1.into();
         document["rafs"]["colour"] = true.into();
@@ -248,7 +249,7 @@ fn unknown_keys_are_reported_at_every_level() {
     assert_eq!(
         unknown,
         [
-            "backend.registry.mirrors",
+            "backend.registry.mirrors[0].x",
             "backend.registry.proxy.x",
             "cache.filecache.y",
             "id_mapping",

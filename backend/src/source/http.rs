@@ -1,4 +1,4 @@
-//! What all sources over HTTP share: one client per transport configuration, answers checked against the question, silence
+//! What all sources over HTTP share: the ways to the origin (mirrors, a proxy, the origin itself), answers checked against the question, silence
 //! ended by time-outs, errors with a kind.
 
 use std::error::Error as _;
@@ -7,29 +7,33 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::header::{CONTENT_ENCODING, CONTENT_RANGE, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::RwLock;
-use reqwest::{Client, ClientBuilder, Response, redirect};
-use tokio::time::{Instant, timeout};
+use reqwest::{Client, Response};
+use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
-use super::proxy::Route;
-use super::{Sink, tls};
+use super::Sink;
+use super::clients::{Clients, Peer};
+use super::hedge::Hedge;
+use super::route::{Route, secret_headers};
 use crate::config::{HttpConfig, ProxyConfig, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
 /// Slowest body that is not taken for a stalled one, in bytes per second.
 const SLOWEST: u64 = 4 << 10;
-/// Idle connections kept per host.
-const IDLE: usize = 16;
-
-/// A client, and how patient it is.
+/// A client, the ways to the origin, and how patient it is.
 pub(crate) struct Transport {
+    clients: Arc<Clients>,
     client: Client,
     config: HttpConfig,
-    route: RwLock<Option<Arc<Route>>>,
+    mirrors: Vec<Arc<Route>>,
+    proxy: RwLock<Option<Arc<Route>>>,
     headers: HeaderMap,
+    hedge: Hedge,
     timeout: Duration,
     /// `connect_timeout` and `timeout`: until the head of an answer is there.
     head_timeout: Duration,
@@ -38,8 +42,11 @@ pub(crate) struct Transport {
 /// The head of an answer, with the way that it came.
 pub(crate) struct Answer {
     response: Response,
-    route: Option<Arc<Route>>,
+    route: Way,
 }
+
+/// Before the origin, or the origin itself.
+type Way = Option<Arc<Route>>;
 
 impl Deref for Answer {
     type Target = Response;
@@ -49,52 +56,41 @@ impl Deref for Answer {
     }
 }
 
-/// A client's settings that do not depend on the source.
-pub(super) fn builder(config: &HttpConfig) -> Result<ClientBuilder, SourceError> {
-    Ok(Client::builder()
-        .tls_backend_preconfigured(tls::client(config.skip_verify, &config.ca_cert_files)?)
-        .redirect(redirect::Policy::none())
-        .connect_timeout(config.connect_timeout)
-        .pool_max_idle_per_host(IDLE)
-        .tcp_keepalive(Duration::from_secs(15))
-        .no_proxy())
-}
-
 impl Transport {
-    pub(crate) fn new(config: &HttpConfig) -> Result<Self, SourceError> {
-        Self::with(config, |builder| builder)
+    /// To the host of each URL, with signed requests, which no mirror can answer.
+    pub(crate) fn new(clients: &Arc<Clients>, config: &HttpConfig) -> Result<Self, SourceError> {
+        if let Some(mirror) = config.mirrors.first() {
+            let reason = "signed requests can not go to a mirror";
+            return Err(SourceError::new(SourceErrorKind::Config, &mirror.host, reason));
+        }
+        Self::to(clients, config, &Peer::Direct, "")
     }
 
-    /// With more settings of the client.
-    pub(crate) fn with(
+    /// To `peer`; the mirrors of the configuration stand for the host `origin`.
+    pub(crate) fn to(
+        clients: &Arc<Clients>,
         config: &HttpConfig,
-        more: impl FnOnce(ClientBuilder) -> ClientBuilder,
+        peer: &Peer,
+        origin: &str,
     ) -> Result<Self, SourceError> {
-        let refuse =
-            |reason: &dyn std::fmt::Display| SourceError::new(SourceErrorKind::Config, "HTTP client", reason);
-        let mut headers = HeaderMap::new();
-        for (name, value) in &config.headers {
-            let name = HeaderName::try_from(name).map_err(|error| refuse(&error))?;
-            let mut value = HeaderValue::try_from(value.expose()).map_err(|error| refuse(&error))?;
-            value.set_sensitive(true);
-            headers.insert(name, value);
-        }
-        let client = more(builder(config)?)
-            .build()
-            .map_err(|error| refuse(&describe(&error)))?;
-        let route = config
+        let mirrors = config
+            .mirrors
+            .iter()
+            .map(|mirror| Route::mirror(clients, config, origin, mirror));
+        let proxy = config
             .proxy
             .as_ref()
-            .map(|proxy| Route::new(config, proxy))
-            .transpose()?
-            .flatten();
+            .map(|proxy| Route::proxy(clients, config, proxy));
         Ok(Self {
-            client,
-            route: RwLock::new(route),
-            headers,
+            client: clients.get(config, peer)?,
+            mirrors: mirrors.collect::<Result<_, _>>()?,
+            proxy: RwLock::new(proxy.transpose()?.flatten()),
+            headers: secret_headers(&config.headers)?,
+            hedge: Hedge::default(),
             timeout: config.timeout,
             head_timeout: config.connect_timeout.saturating_add(config.timeout),
             config: config.clone(),
+            clients: Arc::clone(clients),
         })
     }
 
@@ -104,44 +100,102 @@ impl Transport {
             url,
             ..self.config.proxy.clone().unwrap_or_default()
         };
-        let route = Route::new(&self.config, &proxy)?;
-        *self.route.write() = route;
+        let route = Route::proxy(&self.clients, &self.config, &proxy)?;
+        *self.proxy.write() = route;
         Ok(())
     }
 
-    /// Sends a GET and waits for the head of the answer, whatever its status. Through the proxy, if there is one and it is
-    /// healthy; an error of the proxy is followed by the same request to the origin, if that is allowed.
+    /// What came was damaged: leaves out mirrors and proxies for a while, as far as the configuration lets us.
+    pub(crate) fn distrust(&self) {
+        let proxy = self.proxy.read().clone();
+        self.mirrors
+            .iter()
+            .chain(&proxy)
+            .for_each(|route| route.distrust());
+    }
+
+    /// How often errors that look permanent are given another chance.
+    pub(crate) fn retry_limit(&self) -> u32 {
+        self.config.retry_limit
+    }
+
+    /// The ways to try, in their order.
+    fn ways(&self, url: &Url) -> Vec<Way> {
+        let mirrors = self.mirrors.iter().filter(|mirror| mirror.serves(url));
+        let mut ways: Vec<Way> = mirrors
+            .filter(|mirror| mirror.usable())
+            .map(|mirror| Some(Arc::clone(mirror)))
+            .collect();
+        let proxy = self.proxy.read().clone();
+        let direct = proxy.as_ref().is_none_or(|proxy| proxy.fallback);
+        ways.extend(proxy.filter(Route::usable).map(Some));
+        if direct {
+            ways.push(None);
+        }
+        ways
+    }
+
+    /// Sends a GET and waits for the head of the answer, whatever its status. Goes the first way that is healthy; if that fails, the next.
+    /// If an answer takes longer than nearly all before, the next way is asked beside, or the last one again, and the first
+    /// good answer counts.
     pub(crate) async fn get(&self, url: &Url, headers: HeaderMap) -> Result<Answer, SourceError> {
         let mut all = self.headers.clone();
         all.extend(headers);
-        let route = self.route.read().clone().filter(Route::usable);
-        if let Some(route) = route {
-            let outcome = self.send(&route.client, &route.target(url), all.clone()).await;
-            let failure = match &outcome {
-                Ok(response) if !by_proxy(response) => None,
-                Ok(response) => Some(format!("status {}", response.status())),
-                Err(error) => Some(error.to_string()),
-            };
-            match failure {
-                None => {
-                    return outcome.map(|response| Answer {
-                        response,
-                        route: Some(route),
-                    });
+        let mut ways = self.ways(url).into_iter();
+        let mut running = FuturesUnordered::new();
+        let mut last = ways.next().flatten();
+        running.push(self.ask(last.clone(), url, &all));
+        let delay = self.hedge.delay();
+        let patience = sleep(delay.unwrap_or_default());
+        tokio::pin!(patience);
+        let mut patient = delay.is_none();
+        loop {
+            tokio::select! {
+                Some((way, took, outcome)) = running.next() => {
+                    match judge(&way, &outcome) {
+                        Ok(()) => {
+                            self.hedge.answered(took);
+                            return outcome.map(|response| Answer { response, route: way });
+                        }
+                        Err(reason) => {
+                            if let (Some(route), Some(reason)) = (&way, reason) {
+                                route.failed(&reason);
+                            }
+                            if running.is_empty() {
+                                let Some(way) = ways.next() else {
+                                    return outcome.map(|response| Answer { response, route: way });
+                                };
+                                last = way;
+                                running.push(self.ask(last.clone(), url, &all));
+                            }
+                        }
+                    }
                 }
-                Some(reason) => route.failed(&reason),
-            }
-            if !route.fallback {
-                return outcome.map(|response| Answer {
-                    response,
-                    route: Some(route),
-                });
+                () = &mut patience, if !patient => {
+                    patient = true;
+                    self.hedge.spend();
+                    last = ways.next().unwrap_or(last);
+                    running.push(self.ask(last.clone(), url, &all));
+                }
             }
         }
-        self.send(&self.client, url, all).await.map(|response| Answer {
-            response,
-            route: None,
-        })
+    }
+
+    async fn ask(
+        &self,
+        way: Way,
+        url: &Url,
+        headers: &HeaderMap,
+    ) -> (Way, Duration, Result<Response, SourceError>) {
+        let begin = Instant::now();
+        let outcome = match &way {
+            Some(route) => {
+                let (target, headers) = route.request(url, headers);
+                self.send(&route.client, &target, headers).await
+            }
+            None => self.send(&self.client, url, headers.clone()).await,
+        };
+        (way, begin.elapsed(), outcome)
     }
 
     async fn send(&self, client: &Client, url: &Url, headers: HeaderMap) -> Result<Response, SourceError> {
@@ -247,10 +301,16 @@ pub(super) async fn read_range(
     transport.body(response, range, sink).await
 }
 
-/// Whether an answer is rather the proxy's than the origin's.
-fn by_proxy(response: &Response) -> bool {
-    let status = response.status();
-    status.is_server_error() || status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+/// Whether an answer counts. Otherwise, what speaks against the way that it came, if anything does.
+fn judge(way: &Way, outcome: &Result<Response, SourceError>) -> Result<(), Option<String>> {
+    match (way, outcome) {
+        (None, Ok(_)) => Ok(()),
+        (Some(route), Ok(response)) if route.is_final(response.status()) => Ok(()),
+        (Some(route), Ok(response)) => Err(route
+            .is_failure(response.status())
+            .then(|| format!("status {}", response.status()))),
+        (_, Err(error)) => Err(Some(error.to_string())),
+    }
 }
 
 /// The header that asks for `range`, which is not empty.
@@ -263,7 +323,17 @@ pub(crate) fn range_header(range: &Range<u64>) -> (HeaderName, HeaderValue) {
 }
 
 /// Checks that the head of an answer promises `range` and nothing else; an error by its status otherwise.
-pub(crate) fn check(response: &Response, range: &Range<u64>) -> Result<(), SourceError> {
+pub(crate) fn check(answer: &Answer, range: &Range<u64>) -> Result<(), SourceError> {
+    let checked = check_head(answer, range);
+    if let (Some(route), Err(error)) = (&answer.route, &checked)
+        && error.kind == SourceErrorKind::Protocol
+    {
+        route.failed(error);
+    }
+    checked
+}
+
+fn check_head(response: &Response, range: &Range<u64>) -> Result<(), SourceError> {
     let host = host_of(response.url());
     let headers = response.headers();
     if headers
@@ -370,6 +440,8 @@ fn kind_of(error: &reqwest::Error) -> SourceErrorKind {
     }
     if error.is_builder() {
         SourceErrorKind::Config
+    } else if unresolved(error) {
+        SourceErrorKind::Unresolved
     } else {
         SourceErrorKind::Unreachable
     }
@@ -382,8 +454,20 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rus
         .or_else(|| tls_error(error.downcast_ref::<std::io::Error>()?.get_ref()?))
 }
 
+/// Whether no address was found for the name. The connector has no type for it that we could see.
+fn unresolved(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if inner.to_string() == "dns error" {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
+}
+
 /// The innermost reasons of an error, without the URL, which may hold a signature.
-fn describe(error: &reqwest::Error) -> String {
+pub(super) fn describe(error: &reqwest::Error) -> String {
     let mut reasons = Vec::new();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use url::Url;
 
-use super::http::{Transport, read_range};
+use super::clients::{Clients, Peer};
+use super::http::{Transport, host_of, read_range};
 use super::{Sink, Source};
 use crate::config::{HttpProxyConfig, Secret};
 use crate::error::{SourceError, SourceErrorKind};
@@ -22,7 +24,7 @@ pub struct HttpProxy {
 
 impl HttpProxy {
     /// A source at `config.addr`. A Unix socket must be there already.
-    pub fn new(config: &HttpProxyConfig) -> Result<Self, SourceError> {
+    pub(crate) fn new(config: &HttpProxyConfig, clients: &Arc<Clients>) -> Result<Self, SourceError> {
         let refuse = |reason: &dyn std::fmt::Display| {
             SourceError::new(
                 SourceErrorKind::Config,
@@ -36,11 +38,20 @@ impl HttpProxy {
                 return Err(refuse(&"is no Unix socket"));
             }
             (
-                Transport::with(&config.http, |builder| builder.unix_socket(config.addr.as_str()))?,
+                Transport::to(
+                    clients,
+                    &config.http,
+                    &Peer::Socket(config.addr.clone()),
+                    "localhost",
+                )?,
                 "http://localhost",
             )
         } else if config.addr.starts_with("http://") || config.addr.starts_with("https://") {
-            (Transport::new(&config.http)?, config.addr.as_str())
+            let origin = Url::parse(&config.addr).map_err(|error| refuse(&error))?;
+            (
+                Transport::to(clients, &config.http, &Peer::Direct, &host_of(&origin))?,
+                config.addr.as_str(),
+            )
         } else {
             return Err(refuse(&"is neither a URL nor an absolute path"));
         };
@@ -80,5 +91,13 @@ impl Source for HttpProxy {
 
     fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
         self.transport.replace_proxy(url)
+    }
+
+    fn distrust(&self) {
+        self.transport.distrust();
+    }
+
+    fn retry_limit(&self) -> u32 {
+        self.transport.retry_limit()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -13,6 +14,7 @@ use http::header::{AUTHORIZATION, DATE, HeaderValue};
 use url::{Host, Url};
 
 use super::bucket::{Key, endpoint, hmac_sha1, object};
+use super::clients::Clients;
 use super::http::{Transport, read_range};
 use super::{Sink, Source};
 use crate::config::{OssConfig, Secret};
@@ -31,7 +33,7 @@ pub struct Oss {
 
 impl Oss {
     /// A source of the objects of a bucket.
-    pub fn new(config: &OssConfig) -> Result<Self, SourceError> {
+    pub(crate) fn new(config: &OssConfig, clients: &Arc<Clients>) -> Result<Self, SourceError> {
         let refuse = |reason: &dyn std::fmt::Display| {
             SourceError::new(SourceErrorKind::Config, &config.endpoint, reason)
         };
@@ -48,7 +50,7 @@ impl Oss {
             base.set_host(Some(&host)).map_err(|error| refuse(&error))?;
         }
         Ok(Self {
-            transport: Transport::new(&config.http)?,
+            transport: Transport::new(clients, &config.http)?,
             base,
             path_style,
             bucket: config.bucket.clone(),
@@ -102,6 +104,14 @@ impl Source for Oss {
     fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
         self.transport.replace_proxy(url)
     }
+
+    fn distrust(&self) {
+        self.transport.distrust();
+    }
+
+    fn retry_limit(&self) -> u32 {
+        self.transport.retry_limit()
+    }
 }
 
 #[cfg(test)]
@@ -116,7 +126,7 @@ mod tests {
                 bucket: "images".into(),
                 ..OssConfig::default()
             };
-            let oss = Oss::new(&config).unwrap();
+            let oss = Oss::new(&config, &Arc::default()).unwrap();
             object(&oss.base, oss.path_style.then_some("images"), "nydus/00").to_string()
         };
         assert_eq!(

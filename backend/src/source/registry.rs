@@ -270,4 +270,12 @@ impl Source for Registry {
     fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
         self.transport.replace_proxy(url)
     }
+
+    fn distrust(&self) {
+        self.transport.distrust();
+    }
+
+    fn retry_limit(&self) -> u32 {
+        self.transport.retry_limit()
+    }
 }

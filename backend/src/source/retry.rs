@@ -9,26 +9,35 @@ const FIRST: Duration = Duration::from_millis(50);
 /// Longest pause, unless the source asks for more.
 const LONGEST: Duration = Duration::from_secs(2);
 /// Longest pause that a source can ask for.
-const LONGEST_ASKED: Duration = Duration::from_secs(30);
-/// How often an error that looks permanent is given another chance.
-const CHANCES: u32 = 2;
+pub(crate) const LONGEST_ASKED: Duration = Duration::from_secs(30);
 
 /// Counts the attempts of one request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backoff {
+    /// How often an error that looks permanent is given another chance.
+    chances: u32,
     attempts: u32,
     step: u32,
     permanent: u32,
 }
 
 impl Backoff {
+    pub(crate) fn new(chances: u32) -> Self {
+        Self {
+            chances,
+            attempts: 0,
+            step: 0,
+            permanent: 0,
+        }
+    }
+
     /// The pause after `error`, jittered so that requests that failed together do not come back together. `None` if there is no point
     /// in asking again.
     pub(crate) fn after(&mut self, error: &SourceError) -> Option<Duration> {
         self.attempts += 1;
         if !error.kind.transient() {
             self.permanent += 1;
-            if self.permanent > CHANCES {
+            if self.permanent > self.chances {
                 return None;
             }
         }
@@ -66,7 +75,7 @@ mod tests {
 
     #[test]
     fn transient_errors_are_retried_without_end_with_bounded_pauses() {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(2);
         for _ in 0..100 {
             let pause = backoff.after(&error(SourceErrorKind::Unreachable)).unwrap();
             assert!(pause >= FIRST / 2 && pause <= LONGEST);
@@ -76,17 +85,17 @@ mod tests {
 
     #[test]
     fn permanent_errors_get_a_few_chances() {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(2);
         let pauses = std::iter::from_fn(|| backoff.after(&error(SourceErrorKind::NotFound))).count();
-        assert_eq!(pauses, CHANCES as usize);
+        assert_eq!(pauses, 2);
     }
 
     #[test]
     fn the_sources_own_word_is_kept_within_reason() {
         let mut asked = error(SourceErrorKind::Throttled);
         asked.retry_after = Some(Duration::from_secs(7));
-        assert_eq!(Backoff::default().after(&asked), Some(Duration::from_secs(7)));
+        assert_eq!(Backoff::new(2).after(&asked), Some(Duration::from_secs(7)));
         asked.retry_after = Some(Duration::from_secs(70_000));
-        assert_eq!(Backoff::default().after(&asked), Some(LONGEST_ASKED));
+        assert_eq!(Backoff::new(2).after(&asked), Some(LONGEST_ASKED));
     }
 }

@@ -1,6 +1,7 @@
 //! An S3 bucket, or one of a compatible service: path-style GET, signature version 4.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
@@ -11,6 +12,7 @@ use sha2::{Digest, Sha256};
 use url::{Position, Url};
 
 use super::bucket::{Key, compact_date, endpoint, hmac_sha256, object};
+use super::clients::Clients;
 use super::http::{Transport, range_header, read_range};
 use super::{Sink, Source};
 use crate::config::{S3Config, Secret};
@@ -32,7 +34,7 @@ pub struct S3 {
 
 impl S3 {
     /// A source of the objects of a bucket.
-    pub fn new(config: &S3Config) -> Result<Self, SourceError> {
+    pub(crate) fn new(config: &S3Config, clients: &Arc<Clients>) -> Result<Self, SourceError> {
         let name = if config.endpoint.is_empty() {
             DEFAULT_ENDPOINT
         } else {
@@ -47,7 +49,7 @@ impl S3 {
             ));
         }
         Ok(Self {
-            transport: Transport::new(&config.http)?,
+            transport: Transport::new(clients, &config.http)?,
             base,
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
@@ -139,6 +141,14 @@ impl Source for S3 {
     fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
         self.transport.replace_proxy(url)
     }
+
+    fn distrust(&self) {
+        self.transport.distrust();
+    }
+
+    fn retry_limit(&self) -> u32 {
+        self.transport.retry_limit()
+    }
 }
 
 #[cfg(test)]
@@ -158,7 +168,7 @@ mod tests {
             access_key_secret: Some("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".into()),
             ..S3Config::default()
         };
-        let s3 = S3::new(&config).unwrap();
+        let s3 = S3::new(&config, &Arc::default()).unwrap();
         let url = Url::parse("https://examplebucket.s3.amazonaws.com/test.txt").unwrap();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
         let more = HeaderMap::from_iter([range_header(&(0..10))]);

@@ -345,6 +345,7 @@ impl Blob {
             return;
         }
         // Once more: perhaps it was the network, or a cache in between.
+        self.shared.origin.source.distrust();
         bad.iter().for_each(|(_, claim)| claim.note(&reason));
         let mut again = Unit {
             chunks: bad,

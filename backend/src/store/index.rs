@@ -98,6 +98,7 @@ impl Blob {
             Err(error) if again => self.end_loading(IndexState::Unknown, Some(error.to_string())),
             Err(error) => {
                 tracing::warn!(%error, source = self.shared.origin.source.host(), "damaged chunk index, once more");
+                self.shared.origin.source.distrust();
                 let runtime = self.shared.engine.runtime().handle().clone();
                 runtime.spawn(load(Arc::clone(self), range, true));
             }
@@ -195,7 +196,7 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
         return blob.end_loading(IndexState::Unknown, Some(reason));
     };
     let ticket = Ticket::new(Priority::Demand);
-    let (mut backoff, started) = (Backoff::default(), Instant::now());
+    let (mut backoff, started) = (Backoff::new(shared.origin.source.retry_limit()), Instant::now());
     let mut bytes = BytesMut::new();
     loop {
         if !shared.files.begin_index() {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::budget::LaneId;
-use crate::error::SourceError;
+use crate::error::{SourceError, SourceErrorKind};
 use crate::metrics::{SourceCounters, SourceMetrics};
+use crate::source::retry::LONGEST_ASKED;
 use crate::source::{Sink, Source};
 
 /// See the module.
@@ -16,6 +18,8 @@ pub(crate) struct Origin {
     pub(super) lane: LaneId,
     pub(super) source: Arc<dyn Source>,
     counters: SourceCounters,
+    /// The source asked to be left alone until then.
+    hold: Mutex<Option<Instant>>,
 }
 
 impl Origin {
@@ -24,6 +28,7 @@ impl Origin {
             lane,
             source,
             counters: SourceCounters::default(),
+            hold: Mutex::new(None),
         })
     }
 
@@ -36,6 +41,10 @@ impl Origin {
         sink: Sink<'_>,
     ) -> Result<(), SourceError> {
         let size = range.end.saturating_sub(range.start);
+        let hold = self.hold.lock().filter(|until| *until > Instant::now());
+        if let Some(until) = hold {
+            tokio::time::sleep_until(until.into()).await;
+        }
         let begin = Instant::now();
         self.counters.begin(retry);
         let mut counted = |bytes: Bytes| {
@@ -44,6 +53,12 @@ impl Origin {
         };
         let outcome = self.source.read(id, range, &mut counted).await;
         self.counters.end(size, begin.elapsed(), outcome.is_err());
+        if let Err(error) = &outcome
+            && error.kind == SourceErrorKind::Throttled
+            && let Some(pause) = error.retry_after
+        {
+            *self.hold.lock() = Some(Instant::now() + pause.min(LONGEST_ASKED));
+        }
         outcome
     }
 

@@ -135,7 +135,7 @@ impl Assembly {
 /// Reads what an assembly lacks, as long as somebody waits for it.
 pub(super) async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc<Ticket>) {
     let shared = Arc::clone(&blob.shared);
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(shared.origin.source.retry_limit());
     let started = Instant::now();
     loop {
         let Some(permit) = shared

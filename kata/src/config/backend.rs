@@ -1,5 +1,7 @@
 //! Where blobs come from: the `backend` object, the same keys in both generations.
 
+use std::collections::BTreeMap;
+
 use serde::ser::{SerializeMap, SerializeStruct};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -289,6 +291,8 @@ pub struct Http {
     pub ca_cert_files: Vec<String>,
     /// Forward proxy.
     pub proxy: Proxy,
+    /// Mirrors of a registry or an HTTP server, asked in this order before proxy and origin.
+    pub mirrors: Vec<Mirror>,
 }
 
 impl Default for Http {
@@ -300,6 +304,7 @@ impl Default for Http {
             skip_verify: false,
             ca_cert_files: Vec::new(),
             proxy: Proxy::default(),
+            mirrors: Vec::new(),
         }
     }
 }
@@ -312,6 +317,13 @@ impl Http {
         }
         if !self.proxy.ping_url.is_empty() {
             check::http_url(&format!("{at}.proxy.ping_url"), &self.proxy.ping_url)?;
+        }
+        for (number, mirror) in self.mirrors.iter().enumerate() {
+            let at = format!("{at}.mirrors[{number}]");
+            check::http_url(&format!("{at}.host"), &mirror.host)?;
+            if !mirror.ping_url.is_empty() {
+                check::http_url(&format!("{at}.ping_url"), &mirror.ping_url)?;
+            }
         }
         Ok(())
     }
@@ -358,6 +370,37 @@ impl Default for Proxy {
     }
 }
 
+/// A server that has the same blobs under the same paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mirror {
+    /// `http://HOST[:PORT]` or `https://HOST[:PORT]`.
+    pub host: SecretUrl,
+    /// What to ask for its health; empty: do not ask.
+    pub ping_url: SecretUrl,
+    /// More request headers; may hold secrets.
+    pub headers: BTreeMap<String, Secret>,
+    /// Between two health checks, or attempts while it fails, seconds.
+    pub health_check_interval: u64,
+    /// Failures in a row after which it is left out.
+    pub failure_limit: u8,
+    /// Send it the registry's credentials, too.
+    pub auth_through: bool,
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self {
+            host: SecretUrl::default(),
+            ping_url: SecretUrl::default(),
+            headers: BTreeMap::new(),
+            health_check_interval: 5,
+            failure_limit: 5,
+            auth_through: true,
+        }
+    }
+}
+
 /// A further source, for blobs that the image says to come from elsewhere.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -385,7 +428,7 @@ impl Serialize for ExternalBackend {
         let hidden = |map: &serde_json::Map<String, Value>| {
             map.keys()
                 .map(|key| (key.clone(), String::new()))
-                .collect::<std::collections::BTreeMap<_, _>>()
+                .collect::<BTreeMap<_, _>>()
         };
         let mut out = serializer.serialize_struct("ExternalBackend", 3)?;
         out.serialize_field("patch", &hidden(&self.patch))?;
