@@ -6,10 +6,12 @@
 //! * `lifecycle`: front-ends, rings, memory and daemons that come and go
 //! * `locks`: two sandboxes on one directory
 //! * `submounts`: what the host mounts below a served tree
+//! * `escape`: what lies beside the share
 //! * `hostile`: what a guest may try
 
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod escape;
 mod fixtures;
 mod hostile;
 mod integrity;
