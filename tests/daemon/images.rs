@@ -199,7 +199,7 @@ fn an_unreachable_registry_does_not_keep_an_image_from_being_mounted() {
         daemon.ask("GET", "/api/v1/config?id=/m", "").json(),
         json!({"registry_auth": "***"})
     );
-    put(r#"{"registry_auth":"not base64"}"#).error(500);
+    put(r#"{"registry_auth":"not base64"}"#).error(400);
     let everything =
         daemon.ask("GET", "/api/v1/daemon", "").body + &daemon.ask("GET", "/api/v1/config", "").body;
     assert!(
