@@ -196,7 +196,7 @@ pub struct Virtiofsd {
     /// No effect.
     #[arg(long, global = true)]
     pub killpriv_v2: bool,
-    /// No effect.
+    /// Let the guest's security module label new files. Takes extended attributes on every host directory.
     #[arg(long, global = true)]
     pub security_label: bool,
     /// Options in the old style: `-o cache=auto,announce_submounts`.
@@ -329,6 +329,7 @@ impl VirtioFs {
                 ("announce_submounts", None) => known.announce_submounts = true,
                 ("no_announce_submounts", None) => known.no_announce_submounts = true,
                 ("xattr", None) => known.xattr = true,
+                ("security_label", None) => known.security_label = true,
                 ("posix_acl", None) => known.posix_acl = true,
                 ("writeback", None) => known.writeback = true,
                 ("posix_lock" | "flock", None) => known.host_locks = true,
@@ -356,7 +357,6 @@ impl VirtioFs {
             (given.modcaps.is_some(), "--modcaps"),
             (given.syslog, "--syslog"),
             (given.killpriv_v2, "--killpriv-v2"),
-            (given.security_label, "--security-label"),
         ]
         .into_iter()
         .filter(|(given, _)| *given)

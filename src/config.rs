@@ -1,5 +1,7 @@
 //! From the runtime's configuration to the values that the store and the instances are made of.
 
+mod directory;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use kata::config::backend::{Http, Mirror, Proxy};
 use kata::config::{Backend, Cache, Config, ConfigError, Secret};
 
 use crate::cli::{CacheMode, Virtiofsd};
+use directory::Directory;
 
 /// Extra headers come from variables of this name and the header's.
 const HEADER_VARIABLE: &str = "NYDUS_HEADER_";
@@ -230,12 +233,26 @@ impl HostConfig {
         &self.options
     }
 
-    /// The same for the directory `root`.
-    pub fn of(&self, root: &str) -> passthrough::Options {
-        passthrough::Options {
+    /// The same for the directory `root`, with what the `config` of its mount request says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// The request's configuration makes no sense.
+    pub fn of(&self, root: &str, config: &str) -> Result<passthrough::Options, String> {
+        let asked = Directory::parse(config)?;
+        let unknown: Vec<&str> = asked.unknown().collect();
+        if !unknown.is_empty() {
+            tracing::warn!(
+                "config of the directory {root}: unknown keys are ignored: {}",
+                unknown.join(", ")
+            );
+        }
+        let mut options = passthrough::Options {
             root: root.into(),
             ..self.options.clone()
-        }
+        };
+        asked.apply(&mut options)?;
+        Ok(options)
     }
 }
 

@@ -160,18 +160,20 @@ impl DaemonControl {
         ))
     }
 
-    /// Mounts the directory `source` of the host.
+    /// Mounts the directory `source` of the host; `config` is that of a mount request, or nothing.
     ///
     /// # Errors
     ///
     /// As of a mount over the API.
-    pub fn mount_directory(&self, mountpoint: &str, source: &str) -> Result<(), ControlError> {
+    pub fn mount_directory(&self, mountpoint: &str, source: &str, config: &str) -> Result<(), ControlError> {
         let path = mountpoint_of(mountpoint)?;
         let place = self.table.take(&path)?;
-        let instance = self.instances.directory(source)?;
-        self.mounts
-            .mount(&path, instance, MountOptions::default())
-            .map_err(refused)?;
+        let (instance, read_only) = self.instances.directory(source, config)?;
+        let options = MountOptions {
+            read_only,
+            ..MountOptions::default()
+        };
+        self.mounts.mount(&path, instance, options).map_err(refused)?;
         place.fill(Mounted {
             kind: Kind::Directory,
             source: source.to_owned(),
@@ -225,7 +227,7 @@ impl Control for DaemonControl {
     fn mount(&self, mountpoint: &str, request: MountRequest) -> Result<(), ControlError> {
         self.takes_mounts(mountpoint)?;
         match Kind::of(&request.fs_type)? {
-            Kind::Directory => self.mount_directory(mountpoint, &request.source),
+            Kind::Directory => self.mount_directory(mountpoint, &request.source, &request.config),
             Kind::Image => {
                 let config = instance::configuration(&request.config)?;
                 let prefetch_files = request.prefetch_files.unwrap_or_default();

@@ -93,6 +93,7 @@ fn serve(
     let options = DeviceOptions {
         request_queues: cli.virtiofs.request_queues,
         locks: cli.virtiofs.virtiofsd.host_locks,
+        security_labels: cli.virtiofs.virtiofsd.security_label,
         ..DeviceOptions::default()
     };
     let device = Device::start(device_listener, mounts, options).map_err(|error| failed("device", &error))?;
@@ -227,7 +228,7 @@ fn mount_at_start(control: &DaemonControl, options: &VirtioFs) -> Result<(), Err
     if let Some(directory) = &options.shared_dir {
         let directory = absolute(directory)?;
         return control
-            .mount_directory(mountpoint, &directory)
+            .mount_directory(mountpoint, &directory, "")
             .map_err(|error| refused(&error));
     }
     let Some(bootstrap) = &options.bootstrap else {

@@ -62,7 +62,7 @@ pub struct MountRequest {
     pub fs_type: String,
     /// Bootstrap file, or directory to pass through.
     pub source: String,
-    /// Configuration text (JSON or TOML); empty for passthrough.
+    /// Configuration text (JSON or TOML); of a directory, options in JSON or nothing.
     pub config: String,
     /// Absolute paths inside the image to prefetch.
     #[serde(default)]

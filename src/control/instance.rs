@@ -177,10 +177,13 @@ impl Instances {
         }
     }
 
-    /// Opens the directory `source` of the host.
-    pub(super) fn directory(&self, source: &str) -> Result<Instance, ControlError> {
-        passthrough::PassthroughFs::new(self.host.of(source))
-            .map(|tree| Instance::Passthrough(Arc::new(tree)))
+    /// Opens the directory `source` of the host, and says whether it is read-only. The `config` of a mount request
+    /// may change what the command line says.
+    pub(super) fn directory(&self, source: &str, config: &str) -> Result<(Instance, bool), ControlError> {
+        let options = self.host.of(source, config).map_err(ControlError::failed)?;
+        let read_only = options.read_only;
+        passthrough::PassthroughFs::new(options)
+            .map(|tree| (Instance::Passthrough(Arc::new(tree)), read_only))
             .map_err(|error| {
                 ControlError::failed(format!(
                     "passthroughfs failed to handle request: {error}{}",

@@ -112,3 +112,57 @@ fn guests_keep_their_locks_unless_the_daemon_was_told_otherwise() {
     let flags = guest.init(&Init::default()).unwrap().flags;
     assert_eq!(flags & (init::POSIX_LOCKS | init::FLOCK_LOCKS), 0);
 }
+
+#[test]
+fn each_mount_has_its_own_options_under_one_tag() {
+    let builder = Builder::new(RAFSD).unwrap();
+    let top = builder.directory().join("trees");
+    for name in ["plain", "locked", "frozen", "cached"] {
+        std::fs::create_dir_all(top.join(name)).unwrap();
+        std::fs::write(top.join(name).join("file"), b"x").unwrap();
+    }
+    let daemon = builder.start().unwrap();
+    daemon.mount_passthrough("/plain", &top.join("plain")).unwrap();
+    for (name, config) in [
+        ("locked", r#"{"locks": true, "cache": "never"}"#),
+        ("frozen", r#"{"readonly": true, "unheard-of": 1}"#),
+        ("cached", r#"{"cache": "always", "writeback": false}"#),
+    ] {
+        let tree = top.join(name);
+        daemon
+            .mount_passthrough_with(&format!("/{name}"), &tree, config)
+            .unwrap();
+    }
+    let wrong = daemon.mount_passthrough_with("/wrong", &top, r#"{"cache": "perhaps"}"#);
+    assert!(wrong.unwrap_err().to_string().contains("perhaps"));
+    assert!(daemon.log().contains("unheard-of"));
+
+    let guest = daemon.guest(Options::default()).unwrap();
+    let flags = guest.init(&Init::default()).unwrap().flags;
+    assert_ne!(flags & init::POSIX_LOCKS, 0, "one tree wants them");
+    let opened = |name: &str| {
+        let entry = guest.resolve(format!("/{name}/file")).unwrap();
+        let fh = guest.open(entry.nodeid, 0).unwrap();
+        (entry, fh)
+    };
+    let file = |name: &str| std::fs::File::open(top.join(name).join("file")).unwrap();
+    let flock = Lock { flock: true, ..WHOLE };
+    for (name, on_host) in [("plain", false), ("locked", true), ("cached", false)] {
+        let (entry, fh) = opened(name);
+        let request = ops::lock(opcode::SETLK, entry.nodeid, fh, &flock);
+        assert_eq!(guest.errno(&request).unwrap(), 0, "{name}");
+        let held = rustix::fs::flock(file(name), rustix::fs::FlockOperation::NonBlockingLockShared).is_err();
+        assert_eq!(held, on_host, "{name}");
+    }
+    let seconds = |name: &str| opened(name).0.entry_valid.0;
+    assert_eq!((seconds("locked"), seconds("plain")), (0, 1));
+    assert!(seconds("cached") > 1000);
+    let frozen = guest.resolve("/frozen").unwrap().nodeid;
+    assert_eq!(guest.errno(&ops::unlink(frozen, "file")).unwrap(), libc::EROFS);
+    assert_eq!(
+        guest
+            .errno(&ops::open(opened("frozen").0.nodeid, open_flags::RDWR))
+            .unwrap(),
+        libc::EROFS
+    );
+}

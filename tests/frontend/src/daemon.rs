@@ -182,6 +182,11 @@ impl Daemon {
         self.mount(mountpoint, "passthrough_fs", source, "")
     }
 
+    /// Mounts a directory with a configuration text of its own.
+    pub fn mount_passthrough_with(&self, mountpoint: &str, source: &Path, config: &str) -> Result<()> {
+        self.mount(mountpoint, "passthrough_fs", source, config)
+    }
+
     /// Mounts an image: bootstrap file and configuration text.
     pub fn mount_rafs(&self, mountpoint: &str, bootstrap: &Path, config: &str) -> Result<()> {
         self.mount(mountpoint, "rafs", bootstrap, config)

@@ -1,0 +1,132 @@
+//! What a mount request says of a directory of the host: the options of this mount alone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use passthrough::{CachePolicy, Options};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The `config` of a mount request for a directory. What is not there is as the command line has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Directory {
+    /// `never`, `metadata`, `auto`, `always`. Kata and virtiofsd call it so, too.
+    #[serde(alias = "virtio_fs_cache", alias = "cache_policy")]
+    cache: Option<String>,
+    /// With `auto`: seconds for which a change made on the host may stay unseen.
+    cache_timeout: Option<f64>,
+    #[serde(alias = "read_only")]
+    readonly: Option<bool>,
+    writeback: Option<bool>,
+    locks: Option<bool>,
+    xattr: Option<bool>,
+    posix_acl: Option<bool>,
+    allow_direct_io: Option<bool>,
+    announce_submounts: Option<bool>,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, Value>,
+}
+
+impl Directory {
+    /// Reads the text of a request; none at all is fine.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON object, or a key has a value that it cannot have.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(text).map_err(|error| format!("config of a directory: {error}"))
+    }
+
+    /// Keys that mean nothing here.
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.unknown.keys().map(String::as_str)
+    }
+
+    /// Changes `options` as the request says.
+    ///
+    /// # Errors
+    ///
+    /// A policy that there is not, or a time that goes with none.
+    pub fn apply(&self, options: &mut Options) -> Result<(), String> {
+        if let Some(name) = &self.cache {
+            options.cache = match name.as_str() {
+                "never" | "none" => CachePolicy::Never,
+                "metadata" => CachePolicy::Metadata,
+                "auto" => CachePolicy::default(),
+                "always" => CachePolicy::Always,
+                _ => {
+                    return Err(format!(
+                        "config of a directory: cache {name:?}: allowed is never, metadata, auto or always"
+                    ));
+                }
+            };
+        }
+        if let Some(seconds) = self.cache_timeout {
+            let timeout = Duration::try_from_secs_f64(seconds)
+                .map_err(|error| format!("config of a directory: cache_timeout {seconds}: {error}"))?;
+            match &mut options.cache {
+                CachePolicy::Auto { timeout: known } => *known = timeout,
+                _ => return Err("config of a directory: cache_timeout goes with cache \"auto\"".into()),
+            }
+        }
+        let set = |option: &mut bool, given: Option<bool>| *option = given.unwrap_or(*option);
+        set(&mut options.read_only, self.readonly);
+        set(&mut options.writeback, self.writeback);
+        set(&mut options.locks, self.locks);
+        set(&mut options.xattr, self.xattr);
+        set(&mut options.posix_acl, self.posix_acl);
+        set(&mut options.allow_direct_io, self.allow_direct_io);
+        set(&mut options.announce_submounts, self.announce_submounts);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> Result<Options, String> {
+        let mut options = Options::new("/");
+        options.locks = false;
+        Directory::parse(text)?.apply(&mut options)?;
+        Ok(options)
+    }
+
+    #[test]
+    fn each_mount_has_its_own_options() {
+        let plain = options("").unwrap();
+        assert!(plain.cache == CachePolicy::default() && !plain.locks && !plain.read_only && plain.xattr);
+        let other =
+            options(r#"{"cache":"always","writeback":true,"locks":true,"read_only":true,"xattr":false}"#)
+                .unwrap();
+        assert_eq!(other.cache, CachePolicy::Always);
+        assert!(other.writeback && other.locks && other.read_only && !other.xattr);
+        let timed = options(r#"{"virtio_fs_cache":"auto","cache_timeout":2.5}"#).unwrap();
+        let timeout = Duration::from_millis(2500);
+        assert_eq!(timed.cache, CachePolicy::Auto { timeout });
+        assert_eq!(
+            options(r#"{"cache_policy":"never"}"#).unwrap().cache,
+            CachePolicy::Never
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_and_what_is_unknown_is_told() {
+        for (text, part) in [
+            ("[]", "invalid type"),
+            ("never", "config of a directory"),
+            (r#"{"cache":"sometimes"}"#, "sometimes"),
+            (r#"{"cache":"always","cache_timeout":1}"#, "goes with"),
+            (r#"{"cache_timeout":-1}"#, "-1"),
+            (r#"{"locks":"yes"}"#, "invalid type"),
+        ] {
+            assert!(options(text).unwrap_err().contains(part), "{text}");
+        }
+        let parsed = Directory::parse(r#"{"locks":true,"lock":true,"cash":1}"#).unwrap();
+        assert_eq!(parsed.unknown().collect::<Vec<_>>(), ["cash", "lock"]);
+    }
+}
