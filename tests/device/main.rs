@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod flaws;
+mod init;
 mod later;
 mod life;
 mod locks;

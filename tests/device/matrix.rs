@@ -186,7 +186,9 @@ fn outcome(guest: &Guest, request: &Request) -> String {
 fn table() -> Vec<[String; 4]> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/fuse.md")).unwrap();
     text.lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| operation"))
+        .skip_while(|line| !line.starts_with("| operation"))
+        .skip(2)
+        .take_while(|line| line.starts_with("| "))
         .map(|line| {
             let cells: Vec<String> = line
                 .trim_matches('|')
@@ -241,6 +243,45 @@ fn the_table_of_answers_is_true() {
     );
     let unknown = Request::new(4711, 1).room(64);
     assert_eq!(guest.errno(&unknown).unwrap(), libc::ENOSYS);
+}
+
+#[test]
+fn an_overlay_gets_the_flags_of_all_that_it_copies() {
+    const FSGETXATTR: u32 = 0x801c_581f;
+    let setup = Setup::new();
+    let plain = setup.directory.path().join("plain");
+    tree(&plain);
+    let _store = mount_image(&setup, "/rafs/image", &plain);
+    tree(&setup.host("/host", "host"));
+    let guest = setup.guest();
+    let pseudo = guest.resolve("/rafs").unwrap().nodeid;
+    let mut asked = vec![("pseudo", pseudo, guest.opendir(pseudo).unwrap())];
+    for top in ["/rafs/image", "/host"] {
+        let nodes = nodes(&guest, top);
+        asked.push((top, nodes.file, nodes.open));
+        asked.push((top, nodes.directory, nodes.listing));
+    }
+    for (what, node, fh) in asked {
+        for (command, size) in [(GETFLAGS, 4), (GETFLAGS, 8), (FSGETXATTR, 28)] {
+            let reply = guest
+                .wait(guest.submit(&ops::ioctl(node, fh, command, size)).unwrap())
+                .unwrap();
+            // The host's file system may not have the longer form.
+            let lacks = what == "/host" && command == FSGETXATTR && reply.errno == libc::ENOTTY;
+            assert!(reply.errno == 0 || lacks, "{what}: {command:#x} {}", reply.errno);
+            if what != "/host" {
+                assert!(
+                    reply.body.len() > 16 && reply.body.iter().all(|byte| *byte == 0),
+                    "{what}"
+                );
+            }
+        }
+        assert_eq!(
+            guest.errno(&ops::ioctl(node, fh, 0x5401, 64)).unwrap(),
+            libc::ENOTTY,
+            "{what}"
+        );
+    }
 }
 
 #[test]

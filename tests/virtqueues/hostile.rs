@@ -416,6 +416,43 @@ fn every_operation_survives_every_length() {
 }
 
 #[test]
+fn oversized_messages_are_refused_and_take_no_memory() {
+    let mut victim = Victim::new();
+    let before = victim.daemon.memory_kib("VmHWM").unwrap();
+    let guest = &victim.guest;
+    // As large as guest memory allows; the limit for arguments is 1 MiB, for all of a chain 8 MiB.
+    let address = guest.memory.allocate(7 << 20, PAGE).unwrap();
+    let room = guest.memory.allocate(PAGE as usize, PAGE).unwrap();
+    for code in (1..=60u32).filter(|code| *code != opcode::INIT && *code != opcode::DESTROY) {
+        for (length, repeated) in [(1 << 20, 1), ((1 << 20) + 1, 1), (6 << 20, 1), (6 << 20, 4)] {
+            let total = length * repeated;
+            let mut head = message(code, victim.top, &[b'x'; 60]);
+            head[..4].copy_from_slice(&(total as u32).to_le_bytes());
+            guest.memory.write(address, &head);
+            let mut chain: Vec<Descriptor> = (0..repeated)
+                .map(|at| readable(address, length as u32, at as u16 + 1))
+                .collect();
+            chain.push(writable(room, 200));
+            guest.memory.fill(room, 16, 0);
+            guest.submit_descriptors(1, &chain).unwrap();
+            guest.wait_idle(1).unwrap();
+            let used = guest.lane(1).raw.pop().unwrap().len;
+            let answer = guest.memory.copy(room + 4, 4);
+            let refused = used == 0 || i32::from_le_bytes(answer.try_into().unwrap()) < 0;
+            // Some operations have no arguments, or take the first and leave the rest.
+            let fits = total <= 1 << 20 || code == opcode::WRITE;
+            assert!(refused || fits, "opcode {code} took a message of {total} bytes");
+        }
+    }
+    guest.memory.release(address, 7 << 20);
+    let grown = victim.daemon.memory_kib("VmHWM").unwrap() - before;
+    assert!(grown < 40 << 10, "{grown} KiB for oversized messages");
+    victim.guest.init(&ops::Init::default()).unwrap();
+    victim.top = containers(&victim.guest);
+    victim.check("oversized messages");
+}
+
+#[test]
 fn unknown_operations_do_not_exist() {
     let mut victim = Victim::new();
     for code in [0, 7, 19, 53, 54, 100, 4096, 4097, 1 << 16, u32::MAX] {

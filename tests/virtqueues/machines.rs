@@ -183,6 +183,9 @@ fn init_is_negotiated() {
         (init::READDIRPLUS_AUTO, "READDIRPLUS_AUTO"),
         (init::HANDLE_KILLPRIV_V2, "HANDLE_KILLPRIV_V2"),
         (init::SETXATTR_EXT, "SETXATTR_EXT"),
+        (init::SUBMOUNTS, "SUBMOUNTS"),
+        (init::CREATE_SUPP_GROUP, "CREATE_SUPP_GROUP"),
+        (init::INIT_EXT, "INIT_EXT"),
     ] {
         assert!(all.flags & flag != 0, "{name} is not taken: {:#x}", all.flags);
     }
