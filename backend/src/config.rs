@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A credential. Shown as `***` by `Debug`, and never by anything else.
@@ -46,7 +47,7 @@ impl From<&str> for Secret {
 }
 
 /// Limits of a store, shared by all its blobs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// Threads that talk to sources.
     pub net_threads: usize,
@@ -57,6 +58,33 @@ pub struct StoreOptions {
     pub memory: u64,
     /// Requests that one source is sent at a time.
     pub requests_per_source: usize,
+    /// What every thread of the store does first.
+    pub thread_start: ThreadStart,
+}
+
+/// Threads of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreThread {
+    /// Talks to sources.
+    Net,
+    /// Decompresses, verifies and writes to the cache.
+    Decode,
+}
+
+/// Called by each thread of the store before anything else. The default does nothing.
+#[derive(Clone)]
+pub struct ThreadStart(pub Arc<dyn Fn(StoreThread) + Send + Sync>);
+
+impl Default for ThreadStart {
+    fn default() -> Self {
+        Self(Arc::new(|_| ()))
+    }
+}
+
+impl fmt::Debug for ThreadStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ThreadStart")
+    }
 }
 
 impl Default for StoreOptions {
@@ -67,6 +95,7 @@ impl Default for StoreOptions {
             decode_threads: processors.clamp(1, 4),
             memory: 64 << 20,
             requests_per_source: 16,
+            thread_start: ThreadStart::default(),
         }
     }
 }

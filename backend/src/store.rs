@@ -38,8 +38,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cache::{CacheFiles, Directory, Residency};
 use crate::chunk::BlobDescription;
-use crate::config::Secret;
 pub use crate::config::{CacheConfig, SourceConfig, StoreOptions};
+use crate::config::{Secret, StoreThread};
 pub use crate::error::FetchError;
 use crate::error::SourceError;
 use crate::metrics::{BlobMetrics, SourceMetrics};
@@ -113,11 +113,15 @@ impl Store {
         let runtime = Builder::new_multi_thread()
             .worker_threads(options.net_threads.max(1))
             .thread_name("net")
+            .on_thread_start({
+                let start = options.thread_start.clone();
+                move || (start.0)(StoreThread::Net)
+            })
             .enable_all()
             .build()?;
         let engine = Engine {
             runtime: Some(runtime),
-            pool: Pool::new(options.decode_threads)?,
+            pool: Pool::new(options.decode_threads, &options.thread_start)?,
             budget: Budget::new(options.memory, options.requests_per_source),
             sources: Mutex::default(),
             shared: Mutex::default(),

@@ -1,5 +1,6 @@
 //! What one mount may do, fixed when it is made.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +107,24 @@ pub struct Options {
     pub budget: Option<Arc<FdBudget>>,
     /// Answer READDIRPLUS; off: the guest is told to use READDIR and LOOKUP.
     pub readdirplus: bool,
+    /// What the mount's own thread, which tries waiting locks, does first.
+    pub thread_start: ThreadStart,
+}
+
+/// Called by a thread of this crate before anything else. The default does nothing.
+#[derive(Clone)]
+pub struct ThreadStart(pub Arc<dyn Fn() + Send + Sync>);
+
+impl Default for ThreadStart {
+    fn default() -> Self {
+        ThreadStart(Arc::new(|| ()))
+    }
+}
+
+impl fmt::Debug for ThreadStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ThreadStart")
+    }
 }
 
 impl Options {
@@ -126,6 +145,7 @@ impl Options {
             inode_files: InodeFiles::default(),
             budget: None,
             readdirplus: true,
+            thread_start: ThreadStart::default(),
         }
     }
 }

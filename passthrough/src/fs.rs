@@ -108,7 +108,7 @@ impl PassthroughFs {
         let locks = Arc::new(Locks::new(proc.clone(), budget.clone(), options.read_only));
         let lock_thread = options
             .locks
-            .then(|| LockThread::start(locks.clone()))
+            .then(|| LockThread::start(locks.clone(), &options.thread_start))
             .transpose()
             .map_err(Error::Thread)?;
         let stored_capability = options

@@ -36,7 +36,7 @@ mod sys;
 mod watch;
 mod xattr_rules;
 
-pub use config::{CachePolicy, InodeFiles, Options};
+pub use config::{CachePolicy, InodeFiles, Options, ThreadStart};
 pub use credentials::prepare_thread;
 pub use error::Error;
 pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};

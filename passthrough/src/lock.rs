@@ -23,6 +23,7 @@ use fuse_backend_rs::api::filesystem::FileLock;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{FlockOperation, OFlags};
 
+use crate::config::ThreadStart;
 use crate::handle::Handle;
 use crate::inode::{FdBudget, Permit};
 use crate::proc::ProcFd;
@@ -433,11 +434,14 @@ pub(crate) struct LockThread {
 }
 
 impl LockThread {
-    pub(crate) fn start(locks: Arc<Locks>) -> io::Result<Self> {
-        let served = locks.clone();
+    pub(crate) fn start(locks: Arc<Locks>, start: &ThreadStart) -> io::Result<Self> {
+        let (served, start) = (locks.clone(), start.clone());
         let thread = std::thread::Builder::new()
             .name("lock-wait".into())
-            .spawn(move || served.serve_waiters())?;
+            .spawn(move || {
+                (start.0)();
+                served.serve_waiters();
+            })?;
         Ok(LockThread {
             locks,
             thread: Some(thread),

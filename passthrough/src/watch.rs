@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use crate::config::ThreadStart;
 use crate::fs::PassthroughFs;
 use crate::inode::MOUNT_TABLE;
 
@@ -27,19 +28,22 @@ pub struct MountWatcher {
 }
 
 impl MountWatcher {
-    /// Starts the thread. It watches the mount namespace that the caller is in now.
+    /// Starts the thread, which calls `start` first. It watches the mount namespace that the caller is in now.
     ///
     /// # Errors
     ///
     /// If the mount table cannot be opened or the thread not be started.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(start: ThreadStart) -> io::Result<Self> {
         let table = File::open(MOUNT_TABLE)?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let watched = Arc::new(Mutex::new(Vec::new()));
         let (stopped, list) = (stop.clone(), watched.clone());
         let thread = std::thread::Builder::new()
             .name("mount-watch".into())
-            .spawn(move || watch(&table, &stopped, &list))?;
+            .spawn(move || {
+                (start.0)();
+                watch(&table, &stopped, &list);
+            })?;
         Ok(MountWatcher {
             watched,
             stop,

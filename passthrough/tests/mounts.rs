@@ -263,7 +263,7 @@ fn the_watcher_notices_by_itself() {
     }
     let share = Share::new();
     let fs = Arc::new(PassthroughFs::new(share.fs.options().clone()).unwrap());
-    let watcher = MountWatcher::start().unwrap();
+    let watcher = MountWatcher::start(rafsd_passthrough::ThreadStart::default()).unwrap();
     watcher.watch(&fs);
     std::fs::create_dir(share.path("dir")).unwrap();
     mount_tmpfs(&share, "dir");

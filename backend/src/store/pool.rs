@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Priority;
 use crate::codec::Decoder;
+use crate::config::{StoreThread, ThreadStart};
 
 /// Work for a decode thread. Whoever waits for its outcome must be told by its `Drop`, should it not be run.
 pub(crate) type Job = Box<dyn FnOnce(&mut Decoder) + Send>;
@@ -31,7 +32,7 @@ struct Lanes {
 }
 
 impl Pool {
-    pub(crate) fn new(threads: usize) -> io::Result<Self> {
+    pub(crate) fn new(threads: usize, start: &ThreadStart) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             lanes: Mutex::default(),
             work: Condvar::new(),
@@ -40,10 +41,13 @@ impl Pool {
             shared: Arc::clone(&shared),
         };
         for number in 0..threads.max(1) {
-            let shared = Arc::clone(&shared);
+            let (shared, start) = (Arc::clone(&shared), start.clone());
             thread::Builder::new()
                 .name(format!("decode-{number}"))
-                .spawn(move || shared.run())?;
+                .spawn(move || {
+                    (start.0)(StoreThread::Decode);
+                    shared.run();
+                })?;
         }
         Ok(pool)
     }
@@ -99,7 +103,7 @@ mod tests {
 
     #[test]
     fn demand_goes_before_what_was_queued_earlier() {
-        let pool = Pool::new(1).unwrap();
+        let pool = Pool::new(1, &ThreadStart::default()).unwrap();
         let (gate, closed) = mpsc::channel::<()>();
         let (order, seen) = mpsc::channel();
         pool.push(Priority::Background, Box::new(move |_| closed.recv().unwrap()));
@@ -114,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_panicking_job_leaves_the_thread_alive() {
-        let pool = Pool::new(1).unwrap();
+        let pool = Pool::new(1, &ThreadStart::default()).unwrap();
         let (done, seen) = mpsc::channel();
         pool.push(Priority::Demand, Box::new(|_| panic!("on purpose")));
         pool.push(Priority::Demand, Box::new(move |_| done.send(()).unwrap()));
