@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::error::Error;
+use crate::sandbox;
 
 /// What `--version` prints after the name. Clients look for the line of the commit.
 pub const VERSION: &str = concat!(
@@ -175,21 +176,33 @@ pub struct Virtiofsd {
     /// No effect.
     #[arg(long, alias = "threads", value_name = "N", global = true)]
     pub thread_pool_size: Option<u32>,
-    /// No effect.
-    #[arg(long, value_name = "MODE", global = true)]
-    pub sandbox: Option<String>,
-    /// No effect.
-    #[arg(long, value_name = "ACTION", global = true)]
-    pub seccomp: Option<String>,
+    /// How to be kept from the rest of the host.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        default_value = "namespace",
+        global = true
+    )]
+    pub sandbox: sandbox::Mode,
+    /// What a system call costs that the daemon never makes.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ACTION",
+        default_value = "kill",
+        global = true
+    )]
+    pub seccomp: sandbox::SystemCalls,
     /// No effect.
     #[arg(long, value_name = "MODE", global = true)]
     pub inode_file_handles: Option<String>,
     /// No effect.
     #[arg(long, value_name = "GROUP", global = true)]
     pub socket_group: Option<String>,
-    /// No effect.
-    #[arg(long, value_name = "CAPS", global = true)]
-    pub modcaps: Option<String>,
+    /// Capabilities to keep or to give up beyond the usual, as `+sys_ptrace:-sys_admin`.
+    #[arg(long, value_name = "CAPS", allow_hyphen_values = true, global = true)]
+    pub modcaps: Option<sandbox::CapabilityChanges>,
     /// No effect.
     #[arg(long, global = true)]
     pub syslog: bool,
@@ -350,11 +363,8 @@ impl VirtioFs {
             (process.upgrade, "--upgrade"),
             (self.dedup_db.is_some(), "--dedup-db"),
             (given.thread_pool_size.is_some(), "--thread-pool-size"),
-            (given.sandbox.is_some(), "--sandbox"),
-            (given.seccomp.is_some(), "--seccomp"),
             (given.inode_file_handles.is_some(), "--inode-file-handles"),
             (given.socket_group.is_some(), "--socket-group"),
-            (given.modcaps.is_some(), "--modcaps"),
             (given.syslog, "--syslog"),
             (given.killpriv_v2, "--killpriv-v2"),
         ]
@@ -463,13 +473,10 @@ mod tests {
     #[test]
     fn options_of_virtiofsd() {
         let cli = accepted(
-            "rafsd --socket-path=/v --shared-dir /s --cache=never --sandbox chroot --xattr --seccomp=none -o x,cache=always",
+            "rafsd --socket-path=/v --shared-dir /s --cache=never --sandbox chroot --xattr --seccomp=none --syslog -o x,cache=always",
         );
         assert_eq!(cli.virtiofs.virtiofsd.cache, Some(CacheMode::Always));
-        assert_eq!(
-            cli.virtiofs.without_effect(&cli.process),
-            ["--sandbox", "--seccomp", "-o x"]
-        );
+        assert_eq!(cli.virtiofs.without_effect(&cli.process), ["--syslog", "-o x"]);
         assert_eq!(
             accepted("rafsd --fd=3 -o source=/s")
                 .virtiofs
@@ -525,6 +532,9 @@ mod tests {
             "rafsd virtiofs --sock /v --prefetch-files /p",
             "rafsd virtiofs --sock /v --request-queues 0",
             "rafsd virtiofs --sock /v -o cache=some",
+            "rafsd virtiofs --sock /v --sandbox tight",
+            "rafsd virtiofs --sock /v --seccomp maybe",
+            "rafsd virtiofs --sock /v --modcaps +everything",
             "rafsd singleton --sock /v",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -26,6 +26,7 @@ use crate::control::{DaemonControl, Identity, Instances};
 use crate::error::Error;
 use crate::logging::{Log, LogFile};
 use crate::mounts::Mounts;
+use crate::sandbox::{Notice, Role, Sandbox, Settings};
 use crate::virtio::{Device, DeviceOptions};
 use socket::Socket;
 
@@ -45,8 +46,13 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     let api = cli.process.apisock.as_deref().map(Socket::listen).transpose()?;
     let metrics = cli.process.metrics_address.map(listen_for_scrapers).transpose()?;
     let log_file = open_log_file(&cli)?;
-    let log = Log::start(cli.process.log_level, cli.process.log_format, log_file)?;
-    let ended = serve(&cli, &log, device_listener, device_socket, api, metrics);
+    let limit = raise_file_limit(cli.process.rlimit_nofile);
+    let (sandbox, notices) = Sandbox::of_process(&settings(&cli))?;
+    let (level, format) = (cli.process.log_level, cli.process.log_format);
+    let log = Log::start(level, format, log_file, sandbox.clone())?;
+    notices.iter().for_each(Notice::log);
+    limit.into_iter().for_each(|line| tracing::info!("{line}"));
+    let ended = serve(&cli, &log, &sandbox, device_listener, device_socket, api, metrics);
     log.flush();
     ended
 }
@@ -54,6 +60,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 fn serve(
     cli: &Cli,
     log: &Log,
+    sandbox: &Sandbox,
     device_listener: UnixListener,
     device_socket: Option<Socket>,
     api: Option<(Socket, UnixListener)>,
@@ -71,11 +78,11 @@ fn serve(
     let (stop, mut stopped) = unbounded_channel();
 
     warn_of_options_without_effect(cli);
-    raise_file_limit(cli.process.rlimit_nofile);
     let mounts = Arc::new(Mounts::new());
     let instances = Instances::new(
         HostConfig::new(&cli.virtiofs.virtiofsd),
         config::headers_of_environment(),
+        sandbox.clone(),
     );
     let identity = Identity {
         id: cli.process.id.clone(),
@@ -94,6 +101,7 @@ fn serve(
         request_queues: cli.virtiofs.request_queues,
         locks: cli.virtiofs.virtiofsd.host_locks,
         security_labels: cli.virtiofs.virtiofsd.security_label,
+        sandbox: sandbox.clone(),
         ..DeviceOptions::default()
     };
     let device = Device::start(device_listener, mounts, options).map_err(|error| failed("device", &error))?;
@@ -101,17 +109,25 @@ fn serve(
     control.set_state(State::Running);
     let (api_socket, server) = match api {
         Some((socket, listener)) => {
-            let server = Server::start(listener, control.clone()).map_err(|error| failed("API", &error))?;
+            let server = sandbox
+                .within(Role::Api, || Server::start(listener, control.clone()))
+                .flatten()
+                .map_err(|error| failed("API", &error))?;
             (Some(socket), Some(server))
         }
         None => (None, None),
     };
     let scrape = metrics
-        .map(|listener| Scrape::start(listener, control.clone()))
+        .map(|listener| {
+            sandbox
+                .within(Role::Metrics, || Scrape::start(listener, control.clone()))
+                .flatten()
+        })
         .transpose()
         .map_err(|error| failed("metrics", &error))?;
     // virtiofsd says the same, and there are runtimes that wait for it.
     tracing::info!("Waiting for vhost-user socket connection...");
+    sandbox.enter(Role::Main);
 
     let reason = runtime.block_on(async {
         tokio::select! {
@@ -186,11 +202,21 @@ fn warn_of_options_without_effect(cli: &Cli) {
     }
 }
 
-/// Best effort: in a plain container the limit cannot be raised, and few files may be enough.
-fn raise_file_limit(wanted: u64) {
+fn settings(cli: &Cli) -> Settings {
+    let given = &cli.virtiofs.virtiofsd;
+    Settings {
+        mode: given.sandbox,
+        system_calls: given.seccomp,
+        capabilities: given.modcaps.unwrap_or_default(),
+    }
+}
+
+/// Best effort: in a plain container the limit cannot be raised, and few files may be enough. Returns what to tell if
+/// it was not raised.
+fn raise_file_limit(wanted: u64) -> Option<String> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     if wanted == 0 {
-        return;
+        return None;
     }
     let system = std::fs::read_to_string("/proc/sys/fs/file-max").ok();
     let system = system
@@ -200,7 +226,7 @@ fn raise_file_limit(wanted: u64) {
     let present = getrlimit(Resource::Nofile);
     let unlimited = u64::MAX;
     if present.current.unwrap_or(unlimited) >= wanted {
-        return;
+        return None;
     }
     let raise = |current: u64, maximum: Option<u64>| {
         setrlimit(
@@ -213,11 +239,17 @@ fn raise_file_limit(wanted: u64) {
     };
     let hard = present.maximum.unwrap_or(unlimited);
     if hard >= wanted {
-        if let Err(error) = raise(wanted, present.maximum) {
-            tracing::warn!("open files: the limit stays at {:?}: {error}", present.current);
-        }
-    } else if raise(wanted, Some(wanted)).is_err() && raise(hard, Some(hard)).is_ok() {
-        tracing::info!("open files: limited to {hard}, {wanted} would need CAP_SYS_RESOURCE");
+        let error = raise(wanted, present.maximum).err()?;
+        Some(format!(
+            "open files: the limit stays at {:?}: {error}",
+            present.current
+        ))
+    } else {
+        raise(wanted, Some(wanted)).err()?;
+        let limit = raise(hard, Some(hard)).map_or(present.current.unwrap_or(hard), |()| hard);
+        Some(format!(
+            "open files: limited to {limit}, {wanted} would need CAP_SYS_RESOURCE"
+        ))
     }
 }
 

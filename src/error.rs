@@ -11,6 +11,9 @@ pub enum Error {
     /// The command line makes sense, and still it cannot be done.
     #[error("{0}")]
     Start(String),
+    /// A layer of the sandbox could not be put on.
+    #[error(transparent)]
+    Sandbox(#[from] crate::sandbox::Failure),
     /// A socket could not be made.
     #[error("socket {path}: {reason}")]
     Socket {
@@ -26,7 +29,7 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::from(2),
-            Self::Start(_) | Self::Socket { .. } => ExitCode::FAILURE,
+            Self::Start(_) | Self::Sandbox(_) | Self::Socket { .. } => ExitCode::FAILURE,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! * [`virtio`]: the vhost-user device: rings, requests, drain.
 //! * `fuse`: the protocol: decode, dispatch, encode.
 //! * [`mounts`]: the mount table: path ↔ mount id ↔ instance.
+//! * [`sandbox`]: what is left to whoever takes the daemon over.
 //! * [`metrics`]: what the device has counted.
 //! * [`tool`]: what the `rafs` binary does with images.
 //! * [`logging`], [`error`]: one line per event; exit codes.
@@ -19,5 +20,6 @@ mod fuse;
 pub mod logging;
 pub mod metrics;
 pub mod mounts;
+pub mod sandbox;
 pub mod tool;
 pub mod virtio;

@@ -28,6 +28,7 @@ use tracing_subscriber::{Registry, reload};
 
 use crate::cli::{LogFormat, LogLevel};
 use crate::error::Error;
+use crate::sandbox::{Role, Sandbox};
 pub use file::LogFile;
 use line::Record;
 
@@ -61,12 +62,17 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the log of the process: on stderr, or in `file`.
+    /// Starts the log of the process: on stderr, or in `file`. Its thread puts on `sandbox`.
     ///
     /// # Errors
     ///
     /// The process has a log already, or its thread could not be made.
-    pub fn start(level: LogLevel, format: LogFormat, file: Option<LogFile>) -> Result<Self, Error> {
+    pub fn start(
+        level: LogLevel,
+        format: LogFormat,
+        file: Option<LogFile>,
+        sandbox: Sandbox,
+    ) -> Result<Self, Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Start(format!("cannot start the log: {error}"));
         let (sender, receiver) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
@@ -75,7 +81,10 @@ impl Log {
         let lost_lines = lost.clone();
         std::thread::Builder::new()
             .name("log".into())
-            .spawn(move || write_lines(&receiver, sink, format, &lost_lines))
+            .spawn(move || {
+                sandbox.enter(Role::Log);
+                write_lines(&receiver, sink, format, &lost_lines);
+            })
             .map_err(|error| failed(&error))?;
         let (filter, handle) = reload::Layer::new(level.filter());
         let lines = Lines {

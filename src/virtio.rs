@@ -37,6 +37,7 @@ use crate::fuse::dispatch::Server;
 use crate::fuse::init::Session;
 use crate::metrics::{Metrics, Snapshot};
 use crate::mounts::{CloseListener, Mounts};
+use crate::sandbox::{Role, Sandbox};
 use backend::Backend;
 use parked::Deferred;
 pub use parked::{ImageRead, Stage, Waiting};
@@ -62,6 +63,8 @@ pub struct DeviceOptions {
     pub security_labels: bool,
     /// Have guests ask the device for locks even if no host tree that wants locks is mounted when they start.
     pub locks: bool,
+    /// What the device's threads put on.
+    pub sandbox: Sandbox,
 }
 
 impl Default for DeviceOptions {
@@ -71,6 +74,7 @@ impl Default for DeviceOptions {
             max_queue_size: 1024,
             security_labels: false,
             locks: false,
+            sandbox: Sandbox::default(),
         }
     }
 }
@@ -140,7 +144,8 @@ impl Device {
         }
         let system = |what| move |error: io::Error| DeviceError::System(what, error);
         let metrics = Arc::new(Metrics::default());
-        let deferred = Deferred::start(Arc::clone(&metrics)).map_err(system("start a thread"))?;
+        let deferred =
+            Deferred::start(Arc::clone(&metrics), &options.sandbox).map_err(system("start a thread"))?;
         let listening: Weak<dyn CloseListener> = Arc::downgrade(&deferred) as Weak<dyn CloseListener>;
         mounts.subscribe(listening);
         let server = Arc::new(Server::new(
@@ -164,7 +169,10 @@ impl Device {
         let control = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("vhost-user".to_owned())
-            .spawn(move || control.accept_all(&listener))
+            .spawn(move || {
+                control.options.sandbox.enter(Role::Control);
+                control.accept_all(&listener);
+            })
             .map_err(system("start a thread"))?;
         Ok(Device { shared, thread })
     }

@@ -3,17 +3,19 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use backend::config::{Secret, SourceConfig, StoreOptions};
+use backend::config::{Secret, SourceConfig, StoreOptions, StoreThread, ThreadStart};
 use backend::store::Store;
 use kata::config::{Config, SecretUrl};
 use kata::control::ControlError;
 use kata::control::operate::CachePolicy;
 use parking_lot::Mutex;
+use passthrough::{FdBudget, MountWatcher, PassthroughFs};
 use rafs::fs::RafsFs;
 
 use super::prefetch::{self, Prefetching};
 use crate::config::{self, HostConfig};
 use crate::mounts::Instance;
+use crate::sandbox::{Role, Sandbox};
 
 /// What can be mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,16 +62,24 @@ pub(super) fn configuration(text: &str) -> Result<Config, ControlError> {
 pub struct Instances {
     host: HostConfig,
     headers: Vec<(String, Secret)>,
+    sandbox: Sandbox,
+    /// Descriptors that guests may make the daemon hold, over all directories.
+    budget: Arc<FdBudget>,
+    watcher: Mutex<Option<MountWatcher>>,
     store: OnceLock<Arc<Store>>,
     making_store: Mutex<()>,
 }
 
 impl Instances {
-    /// Directories of the host are served as `host` says; `headers` go with every request for chunks.
-    pub fn new(host: HostConfig, headers: Vec<(String, Secret)>) -> Self {
+    /// Directories of the host are served as `host` says; `headers` go with every request for chunks. Threads made
+    /// for mounts put on `sandbox`.
+    pub fn new(host: HostConfig, headers: Vec<(String, Secret)>, sandbox: Sandbox) -> Self {
         Self {
             host,
             headers,
+            sandbox,
+            budget: FdBudget::of_process(),
+            watcher: Mutex::new(None),
             store: OnceLock::new(),
             making_store: Mutex::new(()),
         }
@@ -80,7 +90,17 @@ impl Instances {
         if let Some(store) = self.store.get() {
             return Ok(store);
         }
-        let store = Store::new(StoreOptions::default())
+        let sandbox = self.sandbox.clone();
+        let options = StoreOptions {
+            thread_start: ThreadStart(Arc::new(move |thread| {
+                sandbox.enter(match thread {
+                    StoreThread::Net => Role::Net,
+                    StoreThread::Decode => Role::Decode,
+                });
+            })),
+            ..StoreOptions::default()
+        };
+        let store = Store::new(options)
             .map_err(|error| ControlError::failed(format!("cannot start the chunk store: {error}")))?;
         Ok(self.store.get_or_init(|| Arc::new(store)))
     }
@@ -182,14 +202,36 @@ impl Instances {
     pub(super) fn directory(&self, source: &str, config: &str) -> Result<(Instance, bool), ControlError> {
         let options = self.host.of(source, config).map_err(ControlError::failed)?;
         let read_only = options.read_only;
-        passthrough::PassthroughFs::new(options)
-            .map(|tree| (Instance::Passthrough(Arc::new(tree)), read_only))
-            .map_err(|error| {
-                ControlError::failed(format!(
-                    "passthroughfs failed to handle request: {error}{}",
-                    cause(&error)
-                ))
-            })
+        let sandbox = self.sandbox.clone();
+        let start = passthrough::ThreadStart(Arc::new(move || sandbox.enter(Role::Helper)));
+        let options = passthrough::Options {
+            budget: Some(Arc::clone(&self.budget)),
+            thread_start: start.clone(),
+            ..options
+        };
+        let tree = PassthroughFs::new(options).map(Arc::new).map_err(|error| {
+            ControlError::failed(format!(
+                "passthroughfs failed to handle request: {error}{}",
+                cause(&error)
+            ))
+        })?;
+        self.watch(&tree, start);
+        Ok((Instance::Passthrough(tree), read_only))
+    }
+
+    /// Has `tree` let go of what the host unmounts below it. Without the watcher it holds on to it until it is unmounted
+    /// itself, which is no reason to refuse it.
+    fn watch(&self, tree: &Arc<PassthroughFs>, start: passthrough::ThreadStart) {
+        let mut watcher = self.watcher.lock();
+        if watcher.is_none() {
+            match MountWatcher::start(start) {
+                Ok(started) => *watcher = Some(started),
+                Err(error) => tracing::warn!("the host's unmounts are not watched: {error}"),
+            }
+        }
+        if let Some(watcher) = &*watcher {
+            watcher.watch(tree);
+        }
     }
 }
 

@@ -66,7 +66,7 @@ impl Backend {
     pub fn start(server: Arc<Server>, options: &DeviceOptions) -> io::Result<Self> {
         let mut queues = Vec::new();
         for index in 0..=options.request_queues {
-            queues.push(Queue::start(index, options.max_queue_size, Arc::clone(&server))?);
+            queues.push(Queue::start(index, options, Arc::clone(&server))?);
         }
         Ok(Backend {
             server,

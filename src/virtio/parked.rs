@@ -24,6 +24,7 @@ use crate::fuse::abi::Opcode;
 use crate::fuse::errno::Errno;
 use crate::metrics::{Executing, Metrics, MountMetrics};
 use crate::mounts::{CancelLock, CloseListener, Instance, Mount, MountId, local_of};
+use crate::sandbox::{Role, Sandbox};
 
 /// Requests in the table at most; further ones are answered ENOMEM. A driver has at most a queue's size in
 /// flight per queue, so that only a device with many large queues comes here.
@@ -189,18 +190,22 @@ pub struct Deferred {
 
 impl Deferred {
     /// An empty table with a running timer.
-    pub fn start(metrics: Arc<Metrics>) -> std::io::Result<Arc<Self>> {
+    pub fn start(metrics: Arc<Metrics>, sandbox: &Sandbox) -> std::io::Result<Arc<Self>> {
+        let workers = Workers::start(sandbox.clone())?;
         let deferred = Arc::new_cyclic(|this| Deferred {
             state: Mutex::default(),
             changed: Condvar::new(),
-            workers: Workers::default(),
+            workers,
             metrics,
             this: Weak::clone(this),
         });
-        let timer = Arc::clone(&deferred);
+        let (timer, sandbox) = (Arc::clone(&deferred), sandbox.clone());
         std::thread::Builder::new()
             .name("deadlines".to_owned())
-            .spawn(move || timer.watch())?;
+            .spawn(move || {
+                sandbox.enter(Role::Deadlines);
+                timer.watch();
+            })?;
         Ok(deferred)
     }
 

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use super::DeviceOptions;
 use super::memory::Buffers;
 use super::patience::Patience;
 use super::ring::{Popped, Ring};
 use crate::fuse::dispatch::{Chain, Scratch, Server};
+use crate::sandbox::Role;
 
 /// What an event of a queue's epoll instance is about.
 const WAKE: u64 = 0;
@@ -44,8 +46,8 @@ struct Shared {
 }
 
 impl Queue {
-    /// Queue number `index` with at most `size` descriptors, and its thread.
-    pub fn start(index: u16, size: u16, server: Arc<Server>) -> std::io::Result<Self> {
+    /// Queue number `index` of a device with these `options`, and its thread.
+    pub fn start(index: u16, options: &DeviceOptions, server: Arc<Server>) -> std::io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(
@@ -54,7 +56,12 @@ impl Queue {
             epoll::EventData::new_u64(WAKE),
             epoll::EventFlags::IN,
         )?;
-        let ring = Arc::new(Ring::new(index, size, wake, Arc::clone(server.metrics())));
+        let ring = Arc::new(Ring::new(
+            index,
+            options.max_queue_size,
+            wake,
+            Arc::clone(server.metrics()),
+        ));
         let shared = Arc::new(Shared {
             epoll,
             kick: Mutex::new(None),
@@ -74,9 +81,11 @@ impl Queue {
         } else {
             format!("queue-{index}")
         };
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || worker.run())?;
+        let sandbox = options.sandbox.clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            sandbox.enter(Role::Queue);
+            worker.run();
+        })?;
         Ok(Queue {
             ring,
             shared,

@@ -14,5 +14,6 @@ mod lifecycle;
 mod nydusctl;
 mod operate;
 mod process;
+mod sandbox;
 mod settings;
 mod sockets;
