@@ -340,6 +340,7 @@ impl Server {
     fn init(&self, call: &Call<'_>, request: Request<'_>) {
         let settle = |offered, always| {
             self.locks.clear();
+            self.deferred.forget_interrupts();
             self.mounts.start_session(offered, always)
         };
         match self.session.init(call.arguments, settle) {

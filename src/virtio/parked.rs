@@ -8,7 +8,7 @@
 //!
 //! While a ring is disabled its requests cannot be answered. They keep their answer until it is enabled again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -32,6 +32,8 @@ const LIMIT: usize = 4096;
 /// Of the descriptors of a ring, the part that may wait for locks: one in so many. Were it all of them, the driver
 /// could not ask for the unlocking that they wait for.
 const LOCK_SHARE: usize = 4;
+/// An INTERRUPT may overtake its request on another queue; so many are remembered.
+const EARLY: usize = 64;
 /// A read whose data was evicted between arrival and use is fetched again so many times.
 const ATTEMPTS: u32 = 16;
 
@@ -73,6 +75,13 @@ struct Entry {
     deadline: Option<Instant>,
     /// Known, but the ring does not run.
     ready: Option<Answer>,
+}
+
+impl Entry {
+    /// Whether an INTERRUPT ends it.
+    fn can_give_up(&self) -> bool {
+        self.ready.is_none() && (self.read.is_some() || self.lock.is_some())
+    }
 }
 
 /// How a wait for a lock is ended.
@@ -177,6 +186,8 @@ struct State {
     /// When the timer will look again; none if it sleeps until told.
     alarm: Option<Instant>,
     stopped: bool,
+    /// Requests that were interrupted and are not here (yet), oldest first.
+    early: VecDeque<u64>,
 }
 
 /// The table, its timer and its workers.
@@ -389,7 +400,15 @@ impl Deferred {
         let early = entry
             .deadline
             .is_some_and(|deadline| state.alarm.is_none_or(|alarm| deadline < alarm));
+        let unique = entry.parked.unique();
+        let interrupted = entry.can_give_up() && state.early.contains(&unique);
         state.entries.insert(id, entry);
+        if interrupted {
+            state.early.retain(|early| *early != unique);
+            drop(state);
+            self.finish(id, Answer::Errno(Errno::INTR));
+            return None;
+        }
         drop(state);
         if early {
             self.changed.notify_all();
@@ -586,25 +605,30 @@ impl Deferred {
         }
     }
 
-    /// INTERRUPT: the driver does not want to wait for `unique` any more. Reads and locks give up; what a worker
-    /// does cannot be taken back.
+    /// INTERRUPT: the driver does not want to wait for `unique` any more. Reads and locks give up, also those that
+    /// come later; what a worker does cannot be taken back.
     pub fn interrupt(&self, unique: u64) {
-        self.end_lock_waits(
-            |entry| entry.parked.unique() == unique,
-            LockEnd::Fail(Errno::INTR),
-        );
         let mut state = self.state.lock();
-        let wanted = |entry: &Entry| entry.read.is_some() && entry.parked.unique() == unique;
-        let id = state
-            .entries
-            .iter()
-            .find(|(_, entry)| wanted(entry))
-            .map(|(id, _)| *id);
-        let found = id.and_then(|id| Some((id, state.entries.remove(&id)?)));
+        let wanted = |entry: &Entry| entry.can_give_up() && entry.parked.unique() == unique;
+        let found = state.entries.iter().find(|(_, entry)| wanted(entry));
+        let Some((id, waits_for_lock)) = found.map(|(id, entry)| (*id, entry.lock.is_some())) else {
+            if state.early.len() == EARLY {
+                state.early.pop_front();
+            }
+            return state.early.push_back(unique);
+        };
         drop(state);
-        if let Some((id, entry)) = found {
-            self.answer(id, entry, Answer::Errno(Errno::INTR));
+        if waits_for_lock {
+            let this_one = |entry: &Entry| entry.parked.unique() == unique;
+            self.end_lock_waits(this_one, LockEnd::Fail(Errno::INTR));
+        } else {
+            self.finish(id, Answer::Errno(Errno::INTR));
         }
+    }
+
+    /// A new session numbers its requests anew.
+    pub fn forget_interrupts(&self) {
+        self.state.lock().early.clear();
     }
 
     /// Requests in the table.

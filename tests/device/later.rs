@@ -119,6 +119,37 @@ fn an_interrupted_read_gives_up() {
 }
 
 #[test]
+fn an_interrupt_may_overtake_its_request() {
+    let setup = Setup::new();
+    let absent = image(&setup, "/absent", LONG);
+    let guest = setup.guest();
+    let node = file(&guest, "/absent/file");
+    let read = |unique| ops::Request {
+        unique: Some(unique),
+        ..ops::read(node, 0, 0, 4096)
+    };
+    // More than are remembered; the last ones count.
+    for unique in 1_000_000..1_000_100 {
+        guest.submit(&ops::interrupt(unique)).unwrap();
+    }
+    guest.wait_idle(0).unwrap();
+    let errno = |unique| guest.wait(guest.submit(&read(unique)).unwrap()).unwrap().errno;
+    assert_eq!(errno(1_000_099), libc::EINTR);
+    let forgotten = guest.submit(&read(1_000_000)).unwrap();
+    absent.wait_for_fetches(1);
+    // Once is enough, and a new session numbers its requests anew.
+    let again = guest.submit(&read(1_000_099)).unwrap();
+    absent.wait_for_fetches(2);
+    guest.init(&ops::Init::default()).unwrap();
+    let renumbered = guest.submit(&read(1_000_098)).unwrap();
+    absent.wait_for_fetches(3);
+    absent.arrive();
+    for ticket in [forgotten, again, renumbered] {
+        assert_eq!(guest.wait(ticket).unwrap().ok().unwrap(), expected(0, 4096));
+    }
+}
+
+#[test]
 fn data_that_is_evicted_before_it_is_read_is_fetched_again_but_not_for_ever() {
     let setup = Setup::new();
     let absent = image(&setup, "/absent", LONG);
