@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `ID.blob.data` | uncompressed view of the blob, holes where chunks are absent | nydusd |
 //! | `ID.blob.data.chunk_map` | one bit per chunk: somebody says that it is there | nydusd |
+//! | `ID.chunk_map` | the same, from older releases | nydusd up to 2.2 |
 //! | `ID.blob.data.stamps` | for each chunk its state, and what we verified it to be (`ledger`) | us |
 //! | `ID.blob.index` | the blob's chunk index, as stored at the source | us |
 //!
@@ -60,6 +61,8 @@ pub(crate) struct CacheFiles {
     /// `None` if the directory can not be written.
     directory: Option<Arc<Directory>>,
     map: Option<ChunkMap>,
+    /// The map that nydusd 2.2 left under another name. Only read.
+    old_map: Option<ChunkMap>,
     index_path: PathBuf,
     quota: u64,
     pin: bool,
@@ -142,6 +145,7 @@ impl CacheFiles {
             ledger: Some(Arc::new(ledger)),
             directory: Some(directory),
             map,
+            old_map: old_map(path, blob),
             index_path: index_path(path),
             quota: 0,
             pin: false,
@@ -163,6 +167,7 @@ impl CacheFiles {
             ledger: ledger.map(Arc::new),
             directory: None,
             map: ChunkMap::open_readable(&map_path(path), blob.chunk_count),
+            old_map: old_map(path, blob),
             index_path: index_path(path),
             quota: 0,
             pin: false,
@@ -226,7 +231,10 @@ impl CacheFiles {
 
     /// Whether somebody says, or said before the host was restarted, that chunk `index` is in the data file.
     pub(crate) fn rumoured(&self, index: u32) -> bool {
-        self.map.as_ref().is_some_and(|map| map.contains(index))
+        [&self.map, &self.old_map]
+            .into_iter()
+            .flatten()
+            .any(|map| map.contains(index))
             || self.ledger.as_ref().is_some_and(|ledger| ledger.doubtful(index))
     }
 
@@ -370,6 +378,14 @@ fn index_path(data: &Path) -> PathBuf {
 
 fn map_path(data: &Path) -> PathBuf {
     data.with_added_extension("chunk_map")
+}
+
+fn old_map(data: &Path, blob: &BlobDescription) -> Option<ChunkMap> {
+    let name = data.file_name()?.to_str()?.strip_suffix(".blob.data")?;
+    ChunkMap::open_readable(
+        &data.with_file_name(format!("{name}.chunk_map")),
+        blob.chunk_count,
+    )
 }
 
 fn stamps_path(data: &Path) -> PathBuf {
