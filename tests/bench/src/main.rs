@@ -5,10 +5,11 @@
 //! the medians over the rounds. Absolute figures are of this machine and this minute alone.
 //!
 //! * `peer`: the daemons; `load`: the load generator; `work`: what guests do
-//! * `rows`: the table of operations; `stall`: the table of head-of-line blocking
+//! * `rows`: the table of operations; `stall`: the table of head-of-line blocking; `large`: that of a large image
 
 #![allow(clippy::indexing_slicing, clippy::panic)] // A benchmark that goes wrong must stop.
 
+mod large;
 mod load;
 mod peer;
 mod rows;
@@ -101,6 +102,19 @@ fn main() -> Result<()> {
             there
         })
         .collect();
+    if arguments.filter.contains("large") {
+        let kinds: Vec<Kind> = kinds
+            .into_iter()
+            .filter(|kind| *kind != Kind::Virtiofsd)
+            .collect();
+        return large::compare(
+            &arguments.rafs,
+            directory.path(),
+            &setting,
+            &kinds,
+            arguments.rounds,
+        );
+    }
     if !arguments.filter.contains("stall") {
         operations(&arguments, &setting, &kinds)?;
     }
