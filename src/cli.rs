@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use passthrough::{IdMap, IdRuleError, XattrRules};
 
 use crate::error::Error;
 use crate::sandbox;
@@ -194,9 +195,18 @@ pub struct Virtiofsd {
         global = true
     )]
     pub seccomp: sandbox::SystemCalls,
-    /// No effect.
-    #[arg(long, value_name = "MODE", global = true)]
-    pub inode_file_handles: Option<String>,
+    /// Hold host files by handle where that is possible, or by descriptor.
+    #[arg(long, value_enum, value_name = "MODE", global = true)]
+    pub inode_file_handles: Option<InodeFileHandles>,
+    /// Rules for the names of extended attributes, as `:prefix:all:trusted.:user.virtiofs.:`; `built-in` for a safe set.
+    #[arg(long, value_name = "RULES", global = true)]
+    pub xattrmap: Option<XattrRules>,
+    /// What users of guests are on the host, as `map:0:100000:65536`; may be repeated.
+    #[arg(long, value_name = "RULE", action = clap::ArgAction::Append, value_parser = id_rule, global = true)]
+    pub translate_uid: Vec<String>,
+    /// The same for groups.
+    #[arg(long, value_name = "RULE", action = clap::ArgAction::Append, value_parser = id_rule, global = true)]
+    pub translate_gid: Vec<String>,
     /// No effect.
     #[arg(long, value_name = "GROUP", global = true)]
     pub socket_group: Option<String>,
@@ -261,6 +271,23 @@ pub enum CacheMode {
     Never,
     /// Names and attributes for ever, data not at all.
     Metadata,
+}
+
+/// How host files are held while a guest knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum InodeFileHandles {
+    /// By descriptor.
+    Never,
+    /// By handle where the file system and the daemon's capabilities allow it.
+    #[serde(alias = "mandatory")]
+    #[value(alias = "mandatory")]
+    Prefer,
+}
+
+/// One rule of a translation of ids.
+fn id_rule(text: &str) -> Result<String, IdRuleError> {
+    IdMap::default().add(text).map(|()| text.to_owned())
 }
 
 /// A command line that makes sense.
@@ -342,6 +369,11 @@ impl VirtioFs {
                 ("announce_submounts", None) => known.announce_submounts = true,
                 ("no_announce_submounts", None) => known.no_announce_submounts = true,
                 ("xattr", None) => known.xattr = true,
+                ("xattrmap", Some(rules)) => {
+                    let rules = rules.parse();
+                    let rules = rules.map_err(|error| Error::Usage(format!("-o xattrmap: {error}")))?;
+                    known.xattrmap = Some(rules);
+                }
                 ("security_label", None) => known.security_label = true,
                 ("posix_acl", None) => known.posix_acl = true,
                 ("writeback", None) => known.writeback = true,
@@ -363,7 +395,6 @@ impl VirtioFs {
             (process.upgrade, "--upgrade"),
             (self.dedup_db.is_some(), "--dedup-db"),
             (given.thread_pool_size.is_some(), "--thread-pool-size"),
-            (given.inode_file_handles.is_some(), "--inode-file-handles"),
             (given.socket_group.is_some(), "--socket-group"),
             (given.syslog, "--syslog"),
             (given.killpriv_v2, "--killpriv-v2"),
@@ -533,6 +564,9 @@ mod tests {
             "rafsd virtiofs --sock /v --request-queues 0",
             "rafsd virtiofs --sock /v -o cache=some",
             "rafsd virtiofs --sock /v --sandbox tight",
+            "rafsd virtiofs --sock /v --inode-file-handles often",
+            "rafsd virtiofs --sock /v --xattrmap :nonsense:",
+            "rafsd virtiofs --sock /v --translate-uid map:0:1",
             "rafsd virtiofs --sock /v --seccomp maybe",
             "rafsd virtiofs --sock /v --modcaps +everything",
             "rafsd singleton --sock /v",

@@ -3,6 +3,7 @@
 mod directory;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backend::config as store;
@@ -211,7 +212,11 @@ pub struct HostConfig {
 
 impl HostConfig {
     /// Reads the options of virtiofsd.
-    pub fn new(given: &Virtiofsd) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// Rules for ids contradict each other.
+    pub fn new(given: &Virtiofsd) -> Result<Self, String> {
         let mut options = passthrough::Options::new("/");
         options.read_only = given.readonly;
         options.posix_acl = given.posix_acl;
@@ -225,7 +230,15 @@ impl HostConfig {
             Some(CacheMode::Never) => passthrough::CachePolicy::Never,
             Some(CacheMode::Metadata) => passthrough::CachePolicy::Metadata,
         };
-        Self { options }
+        options.xattr_rules = given.xattrmap.clone().map(Arc::new);
+        options.ids = passthrough::IdMaps {
+            users: directory::ids("--translate-uid", &given.translate_uid)?,
+            groups: directory::ids("--translate-gid", &given.translate_gid)?,
+        };
+        if let Some(mode) = given.inode_file_handles {
+            options.inode_files = directory::inode_files(mode);
+        }
+        Ok(Self { options })
     }
 
     /// What is the same for all of them.

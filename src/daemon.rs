@@ -80,7 +80,7 @@ fn serve(
     warn_of_options_without_effect(cli);
     let mounts = Arc::new(Mounts::new());
     let instances = Instances::new(
-        HostConfig::new(&cli.virtiofs.virtiofsd),
+        HostConfig::new(&cli.virtiofs.virtiofsd).map_err(Error::Usage)?,
         config::headers_of_environment(),
         sandbox.clone(),
     );
@@ -204,10 +204,14 @@ fn warn_of_options_without_effect(cli: &Cli) {
 
 fn settings(cli: &Cli) -> Settings {
     let given = &cli.virtiofs.virtiofsd;
+    let capabilities = given.modcaps.unwrap_or_default();
     Settings {
         mode: given.sandbox,
         system_calls: given.seccomp,
-        capabilities: given.modcaps.unwrap_or_default(),
+        capabilities: match given.xattrmap {
+            Some(_) => capabilities.without_trusted(),
+            None => capabilities,
+        },
     }
 }
 

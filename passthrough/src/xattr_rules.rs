@@ -172,7 +172,11 @@ impl XattrRules {
 impl FromStr for XattrRules {
     type Err = XattrRulesError;
 
+    /// The rules of a text, or [`XattrRules::built_in`] if it is `built-in`.
     fn from_str(text: &str) -> Result<Self, XattrRulesError> {
+        if text.trim_ascii() == "built-in" {
+            return Ok(Self::built_in());
+        }
         if text.contains('\0') {
             return Err(XattrRulesError::Nul);
         }

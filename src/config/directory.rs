@@ -1,11 +1,14 @@
 //! What a mount request says of a directory of the host: the options of this mount alone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use passthrough::{CachePolicy, Options};
+use passthrough::{CachePolicy, IdMap, InodeFiles, Options, XattrRulesError};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::cli::InodeFileHandles;
 
 /// The `config` of a mount request for a directory. What is not there is as the command line has it.
 #[derive(Debug, Default, Deserialize)]
@@ -24,6 +27,11 @@ pub struct Directory {
     posix_acl: Option<bool>,
     allow_direct_io: Option<bool>,
     announce_submounts: Option<bool>,
+    /// Rules as of `--xattrmap`; `""` for none.
+    xattrmap: Option<String>,
+    translate_uid: Option<Vec<String>>,
+    translate_gid: Option<Vec<String>>,
+    inode_file_handles: Option<InodeFileHandles>,
     #[serde(flatten)]
     unknown: BTreeMap<String, Value>,
 }
@@ -81,7 +89,46 @@ impl Directory {
         set(&mut options.posix_acl, self.posix_acl);
         set(&mut options.allow_direct_io, self.allow_direct_io);
         set(&mut options.announce_submounts, self.announce_submounts);
+        let refuse = |error: String| format!("config of a directory: {error}");
+        if let Some(text) = &self.xattrmap {
+            let rules = Some(text)
+                .filter(|text| !text.is_empty())
+                .map(|text| text.parse());
+            let rules = rules.transpose();
+            let rules = rules.map_err(|error: XattrRulesError| refuse(format!("xattrmap: {error}")))?;
+            options.xattr_rules = rules.map(Arc::new);
+        }
+        if let Some(rules) = &self.translate_uid {
+            options.ids.users = ids("translate_uid", rules).map_err(refuse)?;
+        }
+        if let Some(rules) = &self.translate_gid {
+            options.ids.groups = ids("translate_gid", rules).map_err(refuse)?;
+        }
+        if let Some(mode) = self.inode_file_handles {
+            options.inode_files = inode_files(mode);
+        }
         Ok(())
+    }
+}
+
+/// The rules of a translation of ids, in order.
+///
+/// # Errors
+///
+/// One is none, or overlaps another.
+pub(super) fn ids(name: &str, rules: &[String]) -> Result<IdMap, String> {
+    let mut map = IdMap::default();
+    for rule in rules {
+        map.add(rule).map_err(|error| format!("{name}: {error}"))?;
+    }
+    Ok(map)
+}
+
+/// What a mode means to the file system.
+pub(super) fn inode_files(mode: InodeFileHandles) -> InodeFiles {
+    match mode {
+        InodeFileHandles::Never => InodeFiles::Descriptors,
+        InodeFileHandles::Prefer => InodeFiles::Handles,
     }
 }
 
@@ -108,6 +155,15 @@ mod tests {
         let timed = options(r#"{"virtio_fs_cache":"auto","cache_timeout":2.5}"#).unwrap();
         let timeout = Duration::from_millis(2500);
         assert_eq!(timed.cache, CachePolicy::Auto { timeout });
+        let mapped = options(
+            r#"{"xattrmap":"built-in","translate_uid":["map:0:1000:1"],"translate_gid":["map:0:1000:1"],
+                "inode_file_handles":"never"}"#,
+        )
+        .unwrap();
+        assert!(
+            mapped.xattr_rules.is_some() && !mapped.ids.users.is_empty() && !mapped.ids.groups.is_empty()
+        );
+        assert_eq!(mapped.inode_files, InodeFiles::Descriptors);
         assert_eq!(
             options(r#"{"cache_policy":"never"}"#).unwrap().cache,
             CachePolicy::Never
@@ -123,6 +179,9 @@ mod tests {
             (r#"{"cache":"always","cache_timeout":1}"#, "goes with"),
             (r#"{"cache_timeout":-1}"#, "-1"),
             (r#"{"locks":"yes"}"#, "invalid type"),
+            (r#"{"xattrmap":":nonsense:"}"#, "xattrmap"),
+            (r#"{"translate_uid":["map:0:1"]}"#, "translate_uid"),
+            (r#"{"inode_file_handles":"often"}"#, "often"),
         ] {
             assert!(options(text).unwrap_err().contains(part), "{text}");
         }
