@@ -71,6 +71,10 @@ test-guest-full: packages-build packages-guest ## Run the long guest tests: newe
 test-long: packages-build ## Send the device ten million random and hostile requests (half an hour)
 	$(CARGO) test --release --package rafsd --test virtqueues -- --ignored --nocapture
 
+.PHONY: test-many
+test-many: packages-build ## Look a million files up, and compare with virtiofsd at length (after make peers)
+	$(RUN_TESTS) --package rafsd --test daemon $(ONLY_IGNORED) -- million very_many
+
 .PHONY: soak
 soak: packages-build packages-guest ## Let containers come and go in one sandbox for RAFSD_SOAK_MINUTES (10)
 	$(CARGO) test --release --package rafsd --test guest_soak -- --ignored --nocapture

@@ -6,13 +6,16 @@
     clippy::indexing_slicing
 )]
 
+mod against_virtiofsd;
 mod api;
 mod command_line;
 mod counters;
 mod images;
 mod lifecycle;
+mod many_files;
 mod nydusctl;
 mod operate;
+mod peers;
 mod process;
 mod sandbox;
 mod settings;
