@@ -42,6 +42,9 @@ pub struct Cli {
     /// Options of the device.
     #[command(flatten)]
     pub virtiofs: VirtioFs,
+    /// Options of FUSE mode.
+    #[command(flatten)]
+    pub fuse: FuseOptions,
 }
 
 /// What to do.
@@ -49,6 +52,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve a vhost-user front-end (the default with --sock).
     Virtiofs,
+    /// Serve a directory of this host over /dev/fuse (the default with --mountpoint).
+    Fuse,
 }
 
 /// Options of the process.
@@ -60,6 +65,9 @@ pub struct Process {
     /// Answer GET /metrics on this TCP address as well; a port alone means 127.0.0.1.
     #[arg(long, value_name = "[HOST:]PORT", value_parser = tcp_address, global = true)]
     pub metrics_address: Option<SocketAddr>,
+    /// Write the process id to this file once the daemon serves; it is removed at the end.
+    #[arg(long, value_name = "PATH", global = true)]
+    pub pid_file: Option<PathBuf>,
     /// Identifier to show; needs --supervisor.
     #[arg(long, value_name = "ID", global = true)]
     pub id: Option<String>,
@@ -141,6 +149,38 @@ pub struct VirtioFs {
     /// Options of virtiofsd.
     #[command(flatten)]
     pub virtiofsd: Virtiofsd,
+}
+
+/// Options of FUSE mode.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "FUSE mode")]
+pub struct FuseOptions {
+    /// Directory of this host to mount at.
+    #[arg(short = 'M', long, value_name = "DIR", global = true)]
+    pub mountpoint: Option<PathBuf>,
+    /// Queues, each with threads of its own; more than 8 count as 8.
+    #[arg(long, alias = "thread-num", value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024), global = true)]
+    pub fuse_threads: u16,
+    /// No effect: a daemon that ends takes its mount with it.
+    #[arg(long, value_enum, value_name = "POLICY", global = true)]
+    pub failover_policy: Option<FailoverPolicy>,
+    /// No effect: images are read-only, host directories writable.
+    #[arg(long, global = true)]
+    pub writable: bool,
+    /// No effect: credentials come with the configuration, or over the API.
+    #[arg(long, value_name = "URL", global = true)]
+    pub backend_source: Option<String>,
+}
+
+/// What should become of requests under way when another daemon takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FailoverPolicy {
+    /// Nothing.
+    None,
+    /// They are sent again.
+    Resend,
+    /// They fail.
+    Flush,
 }
 
 /// Options of virtiofsd, as far as runtimes pass them.
@@ -225,6 +265,11 @@ pub struct Virtiofsd {
     /// Options in the old style: `-o cache=auto,announce_submounts`.
     #[arg(short = 'o', value_name = "OPTION", value_delimiter = ',', action = clap::ArgAction::Append, global = true)]
     pub o: Vec<String>,
+}
+
+/// Whether a service manager says that it passes sockets to this process.
+fn socket_activation() -> bool {
+    std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
 /// `9477`, `127.0.0.1:9477`, `[::1]:9477`.
@@ -312,6 +357,15 @@ impl Cli {
         }
     }
 
+    /// Whether the mounts are for this host instead of for a guest.
+    pub fn serves_fuse(&self) -> bool {
+        match self.command {
+            Some(Command::Fuse) => true,
+            Some(Command::Virtiofs) => false,
+            None => self.fuse.mountpoint.is_some(),
+        }
+    }
+
     /// Checks what the parser cannot.
     ///
     /// # Errors
@@ -324,8 +378,17 @@ impl Cli {
         if device.print_capabilities {
             return Ok(Task::Print("{\n  \"type\": \"fs\"\n}"));
         }
-        if device.sock.is_none() && device.fd.is_none() {
-            return usage("--sock PATH is required (or --fd FD)");
+        if self.serves_fuse() {
+            if self.fuse.mountpoint.is_none() {
+                return usage("--mountpoint DIR is required");
+            }
+            if device.sock.is_some() || device.fd.is_some() {
+                return usage("--mountpoint cannot be used with --sock or --fd");
+            }
+        } else if self.fuse.mountpoint.is_some() {
+            return usage("--mountpoint belongs to the subcommand fuse");
+        } else if device.sock.is_none() && device.fd.is_none() && !socket_activation() {
+            return usage("--sock PATH is required (or --fd FD, or sockets passed by systemd)");
         }
         if device.sock.is_some() && device.fd.is_some() {
             return usage("--sock cannot be used with --fd");
@@ -389,7 +452,7 @@ impl VirtioFs {
     }
 
     /// Options that were given and have no effect, as they are written.
-    pub fn without_effect(&self, process: &Process) -> Vec<String> {
+    pub fn without_effect(&self, process: &Process, fuse: &FuseOptions) -> Vec<String> {
         let given = &self.virtiofsd;
         let mut list: Vec<String> = [
             (process.upgrade, "--upgrade"),
@@ -403,6 +466,16 @@ impl VirtioFs {
         .filter(|(given, _)| *given)
         .map(|(_, name)| name.to_owned())
         .collect();
+        let fuse = [
+            (fuse.failover_policy.is_some(), "--failover-policy"),
+            (fuse.writable, "--writable"),
+            (fuse.backend_source.is_some(), "--backend-source"),
+        ];
+        list.extend(
+            fuse.into_iter()
+                .filter(|(given, _)| *given)
+                .map(|(_, name)| name.to_owned()),
+        );
         list.extend(given.o.iter().map(|option| format!("-o {option}")));
         list
     }
@@ -456,6 +529,27 @@ mod tests {
     }
 
     #[test]
+    fn l4_l5_l8_fuse() {
+        let dedicated = "rafsd fuse --thread-num 10 --id i --config /c --bootstrap /b --mountpoint /m --apisock /a --log-level info \
+            --log-rotation-size 100 --supervisor /s --log-file /l --prefetch-files /p --backend-source http://x --failover-policy resend";
+        let shared = "rafsd fuse --upgrade --mountpoint /m --apisock /a --log-level info";
+        let smoke = "rafsd --mountpoint /m --apisock /a --log-level error --thread-num 10 --config /c --bootstrap /b --dedup-db /d --writable";
+        for line in [dedicated, shared, smoke] {
+            let cli = accepted(line);
+            assert!(cli.serves_fuse() && cli.fuse.mountpoint.is_some(), "{line}");
+        }
+        assert_eq!(accepted(smoke).fuse.fuse_threads, 10);
+        for line in [
+            "rafsd fuse",
+            "rafsd fuse --mountpoint /m --sock /v",
+            "rafsd virtiofs --sock /v --mountpoint /m",
+            "rafsd fuse -M /m --fuse-threads 0",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn l7_version_probe() {
         let text = parse("rafsd --version").unwrap_err();
         let commit = text
@@ -481,7 +575,10 @@ mod tests {
             LogLevel::Debug
         );
         let cli = accepted(&format!("{base} --threads 4"));
-        assert_eq!(cli.virtiofs.without_effect(&cli.process), ["--thread-pool-size"]);
+        assert_eq!(
+            cli.virtiofs.without_effect(&cli.process, &cli.fuse),
+            ["--thread-pool-size"]
+        );
     }
 
     #[test]
@@ -507,7 +604,10 @@ mod tests {
             "rafsd --socket-path=/v --shared-dir /s --cache=never --sandbox chroot --xattr --seccomp=none --syslog -o x,cache=always",
         );
         assert_eq!(cli.virtiofs.virtiofsd.cache, Some(CacheMode::Always));
-        assert_eq!(cli.virtiofs.without_effect(&cli.process), ["--syslog", "-o x"]);
+        assert_eq!(
+            cli.virtiofs.without_effect(&cli.process, &cli.fuse),
+            ["--syslog", "-o x"]
+        );
         assert_eq!(
             accepted("rafsd --fd=3 -o source=/s")
                 .virtiofs

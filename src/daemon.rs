@@ -6,6 +6,7 @@
 //! runtimes mount before they start one.
 
 mod inherited;
+mod service;
 mod socket;
 
 use std::net::{SocketAddr, TcpListener};
@@ -24,6 +25,7 @@ use crate::cli::{Cli, VirtioFs};
 use crate::config::{self, HostConfig};
 use crate::control::{DaemonControl, Identity, Instances};
 use crate::error::Error;
+use crate::fuse_dev::{FuseMount, MAX_LANES, PrivateSocket};
 use crate::logging::{Log, LogFile};
 use crate::mounts::Mounts;
 use crate::sandbox::{Notice, Role, Sandbox, Settings};
@@ -42,30 +44,59 @@ const SPARE_FILES: u64 = 16_384;
 ///
 /// The daemon could not start; then it has left nothing behind.
 pub fn run(cli: Cli) -> Result<(), Error> {
-    let (device_socket, device_listener) = listen_for_device(&cli.virtiofs)?;
-    let api = cli.process.apisock.as_deref().map(Socket::listen).transpose()?;
-    let metrics = cli.process.metrics_address.map(listen_for_scrapers).transpose()?;
+    let listeners = Listeners::open(&cli)?;
     let log_file = open_log_file(&cli)?;
     let limit = raise_file_limit(cli.process.rlimit_nofile);
-    let (sandbox, notices) = Sandbox::of_process(&settings(&cli))?;
+    let (sandbox, notices) = match cli.serves_fuse() {
+        // Nobody else would see a mount in a table of our own, and the process has to take it away at its end.
+        true => (Sandbox::default(), Vec::new()),
+        false => Sandbox::of_process(&settings(&cli))?,
+    };
     let (level, format) = (cli.process.log_level, cli.process.log_format);
     let log = Log::start(level, format, log_file, sandbox.clone())?;
     notices.iter().for_each(Notice::log);
     limit.into_iter().for_each(|line| tracing::info!("{line}"));
-    let ended = serve(&cli, &log, &sandbox, device_listener, device_socket, api, metrics);
+    let ended = serve(&cli, &log, &sandbox, listeners);
     log.flush();
     ended
 }
 
-fn serve(
-    cli: &Cli,
-    log: &Log,
-    sandbox: &Sandbox,
-    device_listener: UnixListener,
+/// What the daemon listens on, bound before anything else is done. Sockets that were passed have no file of ours.
+struct Listeners {
+    device: UnixListener,
     device_socket: Option<Socket>,
-    api: Option<(Socket, UnixListener)>,
+    /// Of FUSE mode: the device's socket, which nobody else knows.
+    private: Option<PrivateSocket>,
+    api: Option<(Option<Socket>, UnixListener)>,
     metrics: Option<TcpListener>,
-) -> Result<(), Error> {
+}
+
+impl Listeners {
+    fn open(cli: &Cli) -> Result<Self, Error> {
+        let mut passed = service::PassedSockets::take()?;
+        let private = cli.serves_fuse().then(PrivateSocket::new).transpose()?;
+        let (device_socket, device) = match &private {
+            Some(private) => (None, private.listener()?),
+            None => listen_for_device(&cli.virtiofs, &mut passed)?,
+        };
+        let api = match cli.process.apisock.as_deref() {
+            Some(path) => {
+                let (socket, listener) = Socket::listen(path)?;
+                Some((Some(socket), listener))
+            }
+            None => passed.api.take().map(|listener| (None, listener)),
+        };
+        Ok(Self {
+            device,
+            device_socket,
+            private,
+            api,
+            metrics: cli.process.metrics_address.map(listen_for_scrapers).transpose()?,
+        })
+    }
+}
+
+fn serve(cli: &Cli, log: &Log, sandbox: &Sandbox, listeners: Listeners) -> Result<(), Error> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Error::Start(format!("{what}: {error}"));
     // Signals are caught from here on: an early one ends the daemon as soon as it has started.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -98,26 +129,38 @@ fn serve(
     mount_at_start(&control, &cli.virtiofs)?;
 
     let options = DeviceOptions {
-        request_queues: cli.virtiofs.request_queues,
+        request_queues: match cli.serves_fuse() {
+            true => cli.fuse.fuse_threads.min(MAX_LANES),
+            false => cli.virtiofs.request_queues,
+        },
         locks: cli.virtiofs.virtiofsd.host_locks,
         security_labels: cli.virtiofs.virtiofsd.security_label,
         sandbox: sandbox.clone(),
         ..DeviceOptions::default()
     };
-    let device = Device::start(device_listener, mounts, options).map_err(|error| failed("device", &error))?;
+    let device =
+        Device::start(listeners.device, mounts, options).map_err(|error| failed("device", &error))?;
     control.set_requests(device.requests());
+    let fuse = match (&listeners.private, &cli.fuse.mountpoint) {
+        (Some(socket), Some(mountpoint)) => {
+            Some(FuseMount::start(mountpoint, socket, cli.fuse.fuse_threads)?)
+        }
+        _ => None,
+    };
+    drop(listeners.private);
     control.set_state(State::Running);
-    let (api_socket, server) = match api {
+    let (api_socket, server) = match listeners.api {
         Some((socket, listener)) => {
             let server = sandbox
                 .within(Role::Api, || Server::start(listener, control.clone()))
                 .flatten()
                 .map_err(|error| failed("API", &error))?;
-            (Some(socket), Some(server))
+            (socket, Some(server))
         }
         None => (None, None),
     };
-    let scrape = metrics
+    let scrape = listeners
+        .metrics
         .map(|listener| {
             sandbox
                 .within(Role::Metrics, || Scrape::start(listener, control.clone()))
@@ -125,8 +168,18 @@ fn serve(
         })
         .transpose()
         .map_err(|error| failed("metrics", &error))?;
-    // virtiofsd says the same, and there are runtimes that wait for it.
-    tracing::info!("Waiting for vhost-user socket connection...");
+    let pid_file = cli
+        .process
+        .pid_file
+        .as_deref()
+        .map(service::PidFile::write)
+        .transpose()?;
+    let manager = service::Manager::of_environment();
+    manager.tell("READY=1");
+    if fuse.is_none() {
+        // virtiofsd says the same, and there are runtimes that wait for it.
+        tracing::info!("Waiting for vhost-user socket connection...");
+    }
     sandbox.enter(Role::Main);
 
     let reason = runtime.block_on(async {
@@ -137,8 +190,9 @@ fn serve(
         }
     });
     tracing::info!("stopping because of {reason}");
+    manager.tell("STOPPING=1");
     control.set_state(State::Stopped);
-    drop((device_socket, api_socket, scrape));
+    drop((fuse, listeners.device_socket, api_socket, scrape, pid_file));
     stop_parts(device, server);
     Ok(())
 }
@@ -171,12 +225,19 @@ fn stop_parts(device: Device, server: Option<Server>) {
     }
 }
 
-fn listen_for_device(options: &VirtioFs) -> Result<(Option<Socket>, UnixListener), Error> {
+fn listen_for_device(
+    options: &VirtioFs,
+    passed: &mut service::PassedSockets,
+) -> Result<(Option<Socket>, UnixListener), Error> {
     if let Some(path) = &options.sock {
         let (socket, listener) = Socket::listen(path)?;
         return Ok((Some(socket), listener));
     }
-    Ok((None, inherited::listener(options.fd.unwrap_or(-1))?))
+    match (options.fd, passed.device.take()) {
+        (Some(fd), _) => Ok((None, inherited::listener(fd)?)),
+        (None, Some(listener)) => Ok((None, listener)),
+        (None, None) => Err(Error::Usage("no vhost-user socket was passed".into())),
+    }
 }
 
 fn listen_for_scrapers(address: SocketAddr) -> Result<TcpListener, Error> {
@@ -196,7 +257,7 @@ fn open_log_file(cli: &Cli) -> Result<Option<LogFile>, Error> {
 }
 
 fn warn_of_options_without_effect(cli: &Cli) {
-    let unused = cli.virtiofs.without_effect(&cli.process);
+    let unused = cli.virtiofs.without_effect(&cli.process, &cli.fuse);
     if !unused.is_empty() {
         tracing::warn!("accepted without effect: {}", unused.join(", "));
     }

@@ -4,6 +4,8 @@
 //! * [`ctl`]: what a running daemon says of itself.
 //! * [`check`]: whether all of an image is there and right.
 //! * [`inspect`]: what an image says of itself.
+//! * `manual`: shell completions and man pages of both programs.
+//! * `overlay`: the mount helper of containerd.
 //! * [`serve`]: image directories as a read-only OCI registry, with faults on demand.
 //! * [`unpack`]: an image becomes a directory or a tar again.
 //! * `blobs`: chunks from a directory of blobs, verified.
@@ -16,6 +18,8 @@ pub mod build;
 pub mod check;
 pub mod ctl;
 pub mod inspect;
+mod manual;
+mod overlay;
 mod progress;
 pub mod serve;
 pub mod unpack;
@@ -47,11 +51,17 @@ enum Command {
     Serve(serve::Arguments),
     /// Ask a running daemon: mounts, requests that wait, latencies, counters.
     Ctl(ctl::Arguments),
+    /// Mount an overlay as containerd asks a mount helper to (installed as nydus-overlayfs).
+    MountOverlay(overlay::Arguments),
+    /// Print completions for a shell.
+    Completions(manual::Completions),
+    /// Write man pages into a directory.
+    Man(manual::Pages),
 }
 
 /// Runs the tool with the process's arguments.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(overlay::by_name(std::env::args_os().collect()));
     let outcome = match arguments.command {
         Command::Build(arguments) => build::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
@@ -59,6 +69,9 @@ pub fn main() -> ExitCode {
         Command::Unpack(arguments) => unpack::run(&arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Ctl(arguments) => ctl::run(&arguments),
+        Command::MountOverlay(arguments) => overlay::run(&arguments),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::pages(&arguments),
     };
     match outcome {
         Ok(code) => code,
