@@ -15,6 +15,8 @@ PACKAGES_BUILD := gcc libc6-dev
 # libFuzzer is C++.
 PACKAGES_FUZZ := g++
 PACKAGES_GUEST := qemu-system-x86 debootstrap xz-utils zstd
+# What scrapes and checks our metrics.
+PACKAGES_MONITORING := prometheus
 # For building the peers that benchmarks compare with.
 PACKAGES_PEERS := libcap-ng-dev libseccomp-dev pkg-config make perl cmake
 
@@ -74,6 +76,10 @@ test-long: packages-build ## Send the device ten million random and hostile requ
 .PHONY: test-many
 test-many: packages-build ## Look a million files up, and compare with virtiofsd at length (after make peers)
 	$(RUN_TESTS) --package rafsd --test daemon $(ONLY_IGNORED) -- million very_many
+.PHONY: test-monitoring
+test-monitoring: packages-build ## Check the alert rules and scrape the metrics with Prometheus
+	tests/guest/packages $(PACKAGES_MONITORING)
+	$(CARGO) test --package rafsd --test daemon monitoring
 
 .PHONY: soak
 soak: packages-build packages-guest ## Let containers come and go in one sandbox for RAFSD_SOAK_MINUTES (10)
@@ -96,8 +102,14 @@ bench: packages-build peers ## Measure rafsd against virtiofsd and nydusd (docs/
 	$(RELEASE)/rafsd-bench --peers $(PEERS)
 
 .PHONY: install
-install: build ## Install rafsd and rafs below PREFIX (/usr/local)
+install: build ## Install rafsd and rafs, man pages and completions below PREFIX (/usr/local)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/rafsd $(RELEASE)/rafs
+	ln -sf rafs $(DESTDIR)$(PREFIX)/bin/nydus-overlayfs
+	$(RELEASE)/rafs man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	for program in rafs rafsd; do $(RELEASE)/rafs completions bash --of $$program \
+	    > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$program; done
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system kata/packaging/systemd/*
 
 .PHONY: clean
 clean: ## Remove all that was built, with the prepared guests
