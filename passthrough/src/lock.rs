@@ -452,7 +452,10 @@ impl LockThread {
 impl Drop for LockThread {
     fn drop(&mut self) {
         self.locks.stop();
-        if let Some(thread) = self.thread.take() {
+        // The last request to be decided may be all that kept the mount: then this is the thread itself, which ends next.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
             // The thread has no panic to report that it has not printed.
             thread.join().ok();
         }

@@ -9,13 +9,14 @@
 mod common;
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use common::*;
-use fuse_backend_rs::abi::fuse_abi::LK_FLOCK;
+use fuse_backend_rs::abi::fuse_abi::{FsOptions, LK_FLOCK};
 use fuse_backend_rs::api::filesystem::{FileLock, FileSystem};
-use rafsd_passthrough::{FdBudget, LockWait};
+use rafsd_passthrough::{FdBudget, LockWait, Options, PassthroughFs};
 use rustix::fs::FlockOperation;
 
 const READ: u32 = libc::F_RDLCK as u32;
@@ -395,4 +396,33 @@ fn a_read_only_mount_still_locks_for_reading() {
         code(share.fs.setlk(&root(), inode, handle, 1, range(WRITE, 0, 9), 0)),
         libc::EBADF
     );
+}
+
+#[test]
+fn a_mount_may_end_with_its_last_waiting_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, b"x").unwrap();
+    let fs = Arc::new(PassthroughFs::new(Options::new(dir.path())).unwrap());
+    fs.init(FsOptions::all()).unwrap();
+    let inode = fs.lookup(&root(), ROOT, c"file").unwrap().inode;
+    let handle = fs
+        .open(&root(), inode, libc::O_RDWR as u32, 0)
+        .unwrap()
+        .0
+        .unwrap();
+    let host = File::open(&path).unwrap();
+    rustix::fs::flock(&host, FlockOperation::LockExclusive).unwrap();
+    let (send, receive) = channel();
+    let kept = Arc::clone(&fs);
+    // Called by the thread that the mount waits for when it ends.
+    let done = Box::new(move |outcome: std::io::Result<()>| {
+        drop(kept);
+        send.send(outcome).unwrap();
+    });
+    let wait = fs.set_lock_later(inode, handle, 1, range(WRITE, 0, END), LK_FLOCK, done);
+    assert!(wait.is_some());
+    drop(fs);
+    rustix::fs::flock(&host, FlockOperation::Unlock).unwrap();
+    soon(&receive).unwrap();
 }
