@@ -14,6 +14,8 @@ PEERS := target/peers/bin
 PACKAGES_BUILD := gcc libc6-dev
 # libFuzzer is C++.
 PACKAGES_FUZZ := g++
+# Servers that sources are tested against; without them those tests say SKIPPED.
+PACKAGES_SOURCES := docker-registry apache2-utils
 PACKAGES_GUEST := qemu-system-x86 debootstrap xz-utils zstd
 # What scrapes and checks our metrics.
 PACKAGES_MONITORING := prometheus
@@ -51,7 +53,7 @@ demo: packages-build packages-guest ## Show a guest running a program from a laz
 	$(AS_ROOT) $(RELEASE)/demo
 
 .PHONY: test
-test: packages-build packages-fuzz packages-guest ## Check formatting and lints and run all tests, with real guests (10 minutes on two cores)
+test: packages-build packages-fuzz packages-sources packages-guest ## Check formatting and lints and run all tests, with real guests (10 minutes on two cores)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(RUN_TESTS) --workspace
@@ -96,6 +98,14 @@ $(PEERS)/nydusd:
 	tests/guest/packages $(PACKAGES_BUILD) $(PACKAGES_PEERS)
 	$(CARGO) install --locked --root target/peers nydus-rs --features virtiofs
 
+$(PEERS)/s3s-fs:
+	tests/guest/packages $(PACKAGES_BUILD)
+	$(CARGO) install --locked --root target/peers s3s-fs --version 0.14.1 --features binary
+
+.PHONY: test-s3
+test-s3: packages-build $(PEERS)/s3s-fs ## Run the suite of sources against an S3 server that checks signatures
+	$(RUN_TESTS) --package rafsd-backend --test sources s3
+
 .PHONY: bench
 bench: packages-build peers ## Measure rafsd against virtiofsd and nydusd (docs/performance.md)
 	$(CARGO) build --release --bins --package rafsd --package rafsd-bench
@@ -117,7 +127,7 @@ clean: ## Remove all that was built, with the prepared guests
 	rm -rf target
 
 .PHONY: packages
-packages: packages-build packages-fuzz packages-guest ## Install the Debian packages that building and testing need
+packages: packages-build packages-fuzz packages-sources packages-guest ## Install the Debian packages that building and testing need
 
 .PHONY: packages-build
 packages-build:
@@ -126,6 +136,10 @@ packages-build:
 .PHONY: packages-fuzz
 packages-fuzz:
 	@tests/guest/packages $(PACKAGES_FUZZ)
+
+.PHONY: packages-sources
+packages-sources:
+	@tests/guest/packages $(PACKAGES_SOURCES)
 
 .PHONY: packages-guest
 packages-guest:

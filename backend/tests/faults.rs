@@ -290,19 +290,17 @@ impl Cell {
         self.registry.wrong.store(false, Ordering::SeqCst);
         let healed = Instant::now();
         // Nobody starts anything again: the same mounts, the same store.
-        for blob in &blobs {
-            let all: Vec<u32> = (0..blob.description().chunk_count).collect();
-            while start(blob, &all, Duration::from_secs(60))
-                .recv()
-                .unwrap()
-                .is_err()
-            {
+        let again = |blob| start(blob, &(0..24).collect::<Vec<_>>(), Duration::from_secs(60));
+        let mut waiting: Vec<_> = blobs.iter().map(|blob| (blob, again(blob))).collect();
+        while let Some((blob, answer)) = waiting.pop() {
+            if answer.recv().unwrap().is_err() {
+                let fault = self.registry.fault;
                 assert!(
                     healed.elapsed() < Duration::from_secs(120),
-                    "{:?}: never heals",
-                    self.registry.fault
+                    "{fault:?}: never heals"
                 );
                 std::thread::sleep(Duration::from_millis(20));
+                waiting.push((blob, again(blob)));
             }
         }
         outcome.recovery = healed.elapsed();

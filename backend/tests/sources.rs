@@ -4,13 +4,16 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::indexing_slicing
+    clippy::indexing_slicing,
+    clippy::print_stderr
 )]
 
 mod support;
 
-use std::path::Path;
-use std::time::Duration;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -23,7 +26,8 @@ use support::*;
 /// A source with `blob` in it, and nothing else.
 struct Site {
     config: SourceConfig,
-    _server: Option<Server>,
+    /// Whatever must live as long as the source is asked.
+    _server: Box<dyn std::any::Any>,
 }
 
 /// What every source promises.
@@ -116,7 +120,7 @@ fn directory() {
         };
         Site {
             config: SourceConfig::Dir(config),
-            _server: None,
+            _server: Box::new(()),
         }
     });
 }
@@ -134,7 +138,7 @@ fn one_of_several_directories() {
         };
         Site {
             config: SourceConfig::Dir(config),
-            _server: None,
+            _server: Box::new(()),
         }
     });
 }
@@ -152,7 +156,7 @@ fn registry() {
         };
         Site {
             config: SourceConfig::Registry(config),
-            _server: Some(server),
+            _server: Box::new(server),
         }
     });
 }
@@ -169,7 +173,7 @@ fn http_proxy_over_tcp() {
         };
         Site {
             config: SourceConfig::HttpProxy(config),
-            _server: Some(server),
+            _server: Box::new(server),
         }
     });
 }
@@ -186,7 +190,7 @@ fn http_proxy_over_a_unix_socket() {
         };
         Site {
             config: SourceConfig::HttpProxy(config),
-            _server: Some(server),
+            _server: Box::new(server),
         }
     });
 }
@@ -277,7 +281,7 @@ fn s3_with_a_key() {
         });
         Site {
             config: s3(&server, Some("SECRET")),
-            _server: Some(server),
+            _server: Box::new(server),
         }
     });
 }
@@ -292,7 +296,7 @@ fn s3_without_a_key() {
         });
         Site {
             config: s3(&server, None),
-            _server: Some(server),
+            _server: Box::new(server),
         }
     });
 }
@@ -349,7 +353,7 @@ fn oss_with_a_key() {
         };
         Site {
             config: SourceConfig::Oss(config),
-            _server: Some(server),
+            _server: Box::new(server),
         }
     });
 }
@@ -410,7 +414,7 @@ fn disk_with_partitions() {
             };
             Site {
                 config: SourceConfig::LocalDisk(config),
-                _server: None,
+                _server: Box::new(()),
             }
         });
     }
@@ -459,4 +463,162 @@ fn disks_that_make_no_sense_are_refused() {
         .is_err(),
         "twice"
     );
+}
+
+/// A server of somebody else's, until the end of the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A tool where `make peers` puts it, or on the PATH; says so by name if there is none.
+fn tool(name: &str, test: &str) -> Option<PathBuf> {
+    let built = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/bin")).join(name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::iter::once(built)
+        .chain(std::env::split_paths(&path).map(|dir| dir.join(name)))
+        .find(|path| path.exists());
+    if found.is_none() {
+        eprintln!("SKIPPED {test}: no {name} here");
+    }
+    found
+}
+
+/// Starts a server that listens on `port`, and waits until it does.
+fn serve_by(command: &mut Command, port: u16) -> Daemon {
+    let mut daemon = Daemon(
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let begin = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(daemon.0.try_wait().unwrap().is_none(), "{command:?} ended");
+        assert!(
+            begin.elapsed() < Duration::from_secs(60),
+            "{command:?} does not listen"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Debian's `docker-registry`, with TLS and passwords.
+#[test]
+fn the_docker_registry_with_tls_and_basic_authentication() {
+    let name = "the_docker_registry_with_tls_and_basic_authentication";
+    let (Some(registry), Some(htpasswd)) = (tool("docker-registry", name), tool("htpasswd", name)) else {
+        return;
+    };
+    conforms(|dir, blob| {
+        let root = dir.join("registry");
+        let (first, repo) = (&blob.id[..2], "team/app");
+        let data = root.join(format!("docker/registry/v2/blobs/sha256/{first}/{}", blob.id));
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("data"), &blob.stored).unwrap();
+        let link = root.join(format!(
+            "docker/registry/v2/repositories/{repo}/_layers/sha256/{}",
+            blob.id
+        ));
+        std::fs::create_dir_all(&link).unwrap();
+        std::fs::write(link.join("link"), format!("sha256:{}", blob.id)).unwrap();
+
+        let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let [pem, key, passwords, config] =
+            ["cert.pem", "key.pem", "htpasswd", "config.yml"].map(|name| dir.join(name));
+        std::fs::write(&pem, certificate.cert.pem()).unwrap();
+        std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
+        let made = Command::new(&htpasswd)
+            .args(["-Bbn", "user", "pass"])
+            .output()
+            .unwrap();
+        std::fs::write(&passwords, made.stdout).unwrap();
+        let port = free_port();
+        let text = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nauth:\n  htpasswd:\n    realm: here\n    path: {}\n\
+             http:\n  addr: 127.0.0.1:{port}\n  tls:\n    certificate: {}\n    key: {}\n",
+            root.display(),
+            passwords.display(),
+            pem.display(),
+            key.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let daemon = serve_by(Command::new(&registry).arg("serve").arg(&config), port);
+        let http = HttpConfig {
+            ca_cert_files: vec![pem],
+            timeout: Duration::from_secs(20),
+            ..HttpConfig::default()
+        };
+        let config = RegistryConfig {
+            host: format!("localhost:{port}"),
+            repo: repo.into(),
+            scheme: Scheme::Https,
+            auth: Some(STANDARD.encode("user:pass").into()),
+            http,
+            ..RegistryConfig::default()
+        };
+        Site {
+            config: SourceConfig::Registry(config),
+            _server: Box::new(daemon),
+        }
+    });
+}
+
+/// `s3s-fs`, an S3 server over a directory that checks signatures.
+#[test]
+fn s3s_fs() {
+    let Some(server) = tool("s3s-fs", "s3s_fs") else {
+        return;
+    };
+    conforms(|dir, blob| {
+        let root = dir.join("s3");
+        std::fs::create_dir_all(root.join("images/nydus")).unwrap();
+        std::fs::write(root.join("images/nydus").join(&blob.id), &blob.stored).unwrap();
+        let port = free_port();
+        let mut command = Command::new(&server);
+        command
+            .args([
+                "--access-key",
+                "KEY",
+                "--secret-key",
+                "SECRET",
+                "--host",
+                "127.0.0.1",
+                "--port",
+            ])
+            .arg(port.to_string())
+            .arg(&root);
+        let daemon = serve_by(&mut command, port);
+        let config = S3Config {
+            endpoint: format!("127.0.0.1:{port}"),
+            scheme: Scheme::Http,
+            region: "us-east-1".into(),
+            bucket: "images".into(),
+            prefix: "nydus/".into(),
+            access_key_id: Some("KEY".into()),
+            access_key_secret: Some("SECRET".into()),
+            http: HttpConfig {
+                timeout: Duration::from_secs(20),
+                ..HttpConfig::default()
+            },
+        };
+        Site {
+            config: SourceConfig::S3(config),
+            _server: Box::new(daemon),
+        }
+    });
 }

@@ -126,7 +126,7 @@ impl TestBlob {
             stored.extend_from_slice(&packed);
             plain.push(data);
         }
-        let id = blake3::hash(&stored).to_hex().to_string();
+        let id = hex(&digest(Digester::Sha256, &stored));
         Self {
             id,
             stored,
@@ -226,6 +226,10 @@ impl TestBlob {
             }),
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub fn digest(digester: Digester, data: &[u8]) -> [u8; 32] {
