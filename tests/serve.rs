@@ -239,11 +239,30 @@ fn ranges_are_partial_answers_and_impossible_ones_are_refused() {
         (beyond.status, beyond.header("content-range")),
         (416, Some("bytes */1000000"))
     );
-    let several = ask(&server, "GET", &images.path(), &["Range: bytes=0-1,5-6"]);
+    let several = ask(&server, "GET", &images.path(), &["Range: bytes=0-1,500-599"]);
+    assert_eq!(several.status, 206);
+    assert!(
+        several
+            .header("content-type")
+            .unwrap()
+            .starts_with("multipart/byteranges; boundary=")
+    );
+    let part = |range: std::ops::Range<usize>| {
+        let head = format!(
+            "Content-Range: bytes {}-{}/1000000\r\n\r\n",
+            range.start,
+            range.end - 1
+        );
+        [head.as_bytes(), &images.blob[range], b"\r\n--"].concat()
+    };
+    for wanted in [part(0..2), part(500..600)] {
+        assert!(several.body.windows(wanted.len()).any(|window| window == wanted));
+    }
+    let whole = ask(&server, "GET", &images.path(), &["Range: bytes=0-,0-"]);
     assert_eq!(
-        (several.status, several.body.len()),
+        (whole.status, whole.body.len()),
         (200, 1_000_000),
-        "as the specification allows"
+        "more than the blob itself"
     );
 }
 

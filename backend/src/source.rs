@@ -13,6 +13,7 @@ mod hedge;
 pub(crate) mod http;
 pub mod http_proxy;
 pub mod oss;
+mod parts;
 pub mod registry;
 pub(crate) mod retry;
 mod route;
@@ -22,6 +23,7 @@ mod tls;
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::config::Secret;
@@ -44,6 +46,28 @@ pub trait Source: Send + Sync {
         range: Range<u64>,
         sink: Sink<'a>,
     ) -> BoxFuture<'a, Result<(), SourceError>>;
+
+    /// Most ranges that one request to it can name.
+    fn ranges_per_request(&self) -> usize {
+        1
+    }
+
+    /// Reads several ranges, ascending and apart, as [`Source::read`] does one: their bytes one after the other. No more of them than
+    /// [`Source::ranges_per_request`] said are one request.
+    fn read_ranges<'a>(
+        &'a self,
+        blob_id: &'a str,
+        ranges: &'a [Range<u64>],
+        sink: Sink<'a>,
+    ) -> BoxFuture<'a, Result<(), SourceError>> {
+        async move {
+            for range in ranges {
+                self.read(blob_id, range.clone(), sink).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
 
     /// Uses other credentials (`user:password` in Base64) from now on.
     fn replace_auth(&self, _auth: Secret) -> Result<(), SourceError> {

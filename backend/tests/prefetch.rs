@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rafsd_backend::config::HttpProxyConfig;
 use rafsd_backend::store::*;
+use support::http::{Reply, Request, Server};
 use support::*;
 
 struct Setup {
@@ -179,4 +181,83 @@ fn demand_on_a_chunk_that_is_being_prefetched_joins_it() {
     finish(&prefetch);
     assert_eq!(t.source.requests().len(), 1);
     assert_eq!(t.blob.metrics().joined, 1);
+}
+
+/// Prefetches every third chunk of a blob by HTTP.
+fn prefetch_thirds(answer: impl Fn(&Request, &[u8]) -> Reply + Send + Sync + 'static) -> (Server, TestBlob) {
+    let test = TestBlob::new(90, 20_000);
+    let data = test.stored.clone();
+    let server = Server::start(move |request| answer(request, &data));
+    let source = SourceConfig::HttpProxy(HttpProxyConfig {
+        addr: format!("http://{}", server.address),
+        ..HttpProxyConfig::default()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(StoreOptions::default()).unwrap();
+    let blob = store
+        .open_blob(test.description(), &source, &CacheConfig::new(dir.path()))
+        .unwrap();
+    let thirds: Vec<u32> = (0..90).step_by(3).rev().collect();
+    let wish = Wish {
+        blob: Arc::clone(&blob),
+        chunks: Some(thirds.clone()),
+    };
+    let progress = finish(&store.prefetch(vec![wish], PrefetchOptions::default()));
+    assert_eq!((progress.chunks, blob.resident()), (30, 30), "{progress:?}");
+    for index in thirds {
+        assert!(read(&blob, &test.chunks[index as usize]) == test.plain[index as usize]);
+    }
+    (server, test)
+}
+
+#[test]
+fn a_list_of_chunks_is_one_request_for_many_ranges() {
+    let (server, test) = prefetch_thirds(Reply::parts);
+    let requests = server.requests();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    let asked: usize = requests[0].ranges().iter().map(std::ops::Range::len).sum();
+    let needed: u32 = test
+        .chunks
+        .iter()
+        .step_by(3)
+        .map(|chunk| chunk.compressed_size)
+        .sum();
+    assert_eq!(asked, needed as usize, "and no byte more");
+}
+
+#[test]
+fn a_list_of_chunks_from_a_server_that_knows_no_lists() {
+    // It answers with the whole blob, as servers may.
+    let (server, _) = prefetch_thirds(Reply::blob);
+    let lists = server
+        .requests()
+        .iter()
+        .filter(|request| request.ranges().len() > 1)
+        .count();
+    assert_eq!(
+        (lists, server.requests().len()),
+        (1, 31),
+        "asked once, and then for each"
+    );
+}
+
+#[test]
+fn a_list_that_breaks_off_goes_on_where_it_broke() {
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let (server, _) = prefetch_thirds(move |request, data| {
+        let reply = Reply::parts(request, data);
+        match first.swap(false, Ordering::SeqCst) {
+            true => Reply {
+                cut: Some(reply.body.len() / 2),
+                ..reply
+            },
+            false => reply,
+        }
+    });
+    let requests = server.requests();
+    assert_eq!(requests.len(), 2);
+    assert!(
+        requests[1].ranges().len() < requests[0].ranges().len(),
+        "what had arrived is not asked for again"
+    );
 }

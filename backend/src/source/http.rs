@@ -4,12 +4,13 @@
 use std::error::Error as _;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::header::{CONTENT_ENCODING, CONTENT_RANGE, RANGE, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::RwLock;
 use reqwest::{Client, Response};
@@ -19,12 +20,16 @@ use url::Url;
 use super::Sink;
 use super::clients::{Clients, Peer};
 use super::hedge::Hedge;
+use super::parts::{Parts, boundary};
 use super::route::{Route, secret_headers};
 use crate::config::{HttpConfig, ProxyConfig, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
 /// Slowest body that is not taken for a stalled one, in bytes per second.
 const SLOWEST: u64 = 4 << 10;
+/// Ranges named in one request. Some servers take no more than 200, and header lines of 8 KiB.
+const MAX_RANGES: usize = 128;
+
 /// A client, the ways to the origin, and how patient it is.
 pub(crate) struct Transport {
     clients: Arc<Clients>,
@@ -34,6 +39,8 @@ pub(crate) struct Transport {
     proxy: RwLock<Option<Arc<Route>>>,
     headers: HeaderMap,
     hedge: Hedge,
+    /// Whether the server may know lists of ranges.
+    lists: AtomicBool,
     timeout: Duration,
     /// `connect_timeout` and `timeout`: until the head of an answer is there.
     head_timeout: Duration,
@@ -87,6 +94,7 @@ impl Transport {
             proxy: RwLock::new(proxy.transpose()?.flatten()),
             headers: secret_headers(&config.headers)?,
             hedge: Hedge::default(),
+            lists: AtomicBool::new(true),
             timeout: config.timeout,
             head_timeout: config.connect_timeout.saturating_add(config.timeout),
             config: config.clone(),
@@ -220,14 +228,17 @@ impl Transport {
         Ok(body)
     }
 
-    /// Reads the body of a checked answer: exactly the bytes of `range`.
+    /// Reads the body of a checked answer: exactly the bytes of `ranges`.
     pub(crate) async fn body(
         &self,
         mut answer: Answer,
-        range: &Range<u64>,
+        ranges: &[Range<u64>],
         sink: Sink<'_>,
     ) -> Result<(), SourceError> {
-        let outcome = self.pieces(&mut answer, range, sink).await;
+        let outcome = match ranges {
+            [range] => self.pieces(&mut answer, range, sink).await,
+            ranges => self.parts(&mut answer, ranges, sink).await,
+        };
         if let Some(route) = &answer.route {
             match &outcome {
                 Ok(()) => route.succeeded(),
@@ -245,34 +256,87 @@ impl Transport {
     ) -> Result<(), SourceError> {
         let host = host_of(response.url());
         let mut left = range.end - range.start;
-        let mut window = (Instant::now(), left);
+        let mut pace = Pace::new(self.timeout);
         while let Some(mut piece) = self.piece(response, &host).await? {
             let excess = (piece.len() as u64).saturating_sub(left);
             piece.truncate(left.min(piece.len() as u64) as usize);
             left -= piece.len() as u64;
+            let size = piece.len();
             if !piece.is_empty() {
                 sink(piece);
             }
             if excess > 0 {
                 return Err(protocol(&host, "the body goes on after the range".to_owned()));
             }
-            let (begin, before) = window;
-            if begin.elapsed() > self.timeout && left > 0 {
-                if before - left < SLOWEST * self.timeout.as_secs().max(1) {
-                    let detail = format!(
-                        "{} bytes in {:.1} s",
-                        before - left,
-                        begin.elapsed().as_secs_f64()
-                    );
-                    return Err(SourceError::new(SourceErrorKind::Stalled, host, detail));
-                }
-                window = (Instant::now(), left);
+            if left > 0 {
+                pace.check(size, &host)?;
             }
         }
         if left > 0 {
             return Err(protocol(&host, format!("the body ends {left} bytes early")));
         }
         Ok(())
+    }
+
+    async fn parts(
+        &self,
+        response: &mut Answer,
+        ranges: &[Range<u64>],
+        sink: Sink<'_>,
+    ) -> Result<(), SourceError> {
+        let host = host_of(response.url());
+        let boundary = boundary_of(response).unwrap_or_default();
+        let mut parts = Parts::new(&boundary, ranges);
+        let mut pace = Pace::new(self.timeout);
+        while let Some(piece) = self.piece(response, &host).await? {
+            if parts.complete() {
+                // The end of the last line, without which the connection is of no further use.
+                continue;
+            }
+            let size = piece.len();
+            parts
+                .push(piece, sink)
+                .map_err(|reason| self.no_lists(&host, &reason))?;
+            pace.check(size, &host)?;
+        }
+        if parts.complete() {
+            Ok(())
+        } else {
+            Err(protocol(&host, "the body ends early".to_owned()))
+        }
+    }
+
+    /// Most ranges that a request can name.
+    pub(crate) fn ranges_per_request(&self) -> usize {
+        if self.lists.load(Ordering::Relaxed) {
+            MAX_RANGES
+        } else {
+            1
+        }
+    }
+
+    /// The server does not know lists of ranges: it is asked for single ones from now on.
+    fn no_lists(&self, host: &str, reason: &str) -> SourceError {
+        self.lists.store(false, Ordering::Relaxed);
+        protocol(host, format!("no answer to a list of ranges: {reason}"))
+    }
+
+    /// Checks that the head of an answer promises `ranges` and nothing else; an error by its status otherwise.
+    pub(crate) fn check(&self, answer: &Answer, ranges: &[Range<u64>]) -> Result<(), SourceError> {
+        let checked = match ranges {
+            [range] => check_head(answer, range),
+            _ if answer.status() == StatusCode::PARTIAL_CONTENT && boundary_of(answer).is_some() => Ok(()),
+            _ if answer.status().is_success() => {
+                return Err(self.no_lists(&host_of(answer.url()), &format!("status {}", answer.status())));
+            }
+            _ => Err(status_error(answer)),
+        };
+        if let (Some(route), Err(error)) = (&answer.route, &checked)
+            && error.kind == SourceErrorKind::Protocol
+        {
+            route.failed(error);
+        }
+        checked
     }
 
     async fn piece(&self, answer: &mut Answer, host: &str) -> Result<Option<Bytes>, SourceError> {
@@ -284,21 +348,21 @@ impl Transport {
     }
 }
 
-/// Reads `range` of what is at `url`.
+/// Reads `ranges` of what is at `url`.
 pub(super) async fn read_range(
     transport: &Transport,
     url: &Url,
     mut headers: HeaderMap,
-    range: &Range<u64>,
+    ranges: &[Range<u64>],
     sink: Sink<'_>,
 ) -> Result<(), SourceError> {
-    if range.is_empty() {
+    if ranges.iter().all(Range::is_empty) {
         return Ok(());
     }
-    headers.extend([range_header(range)]);
+    headers.extend([range_header(ranges)]);
     let response = transport.get(url, headers).await?;
-    check(&response, range)?;
-    transport.body(response, range, sink).await
+    transport.check(&response, ranges)?;
+    transport.body(response, ranges, sink).await
 }
 
 /// Whether an answer counts. Otherwise, what speaks against the way that it came, if anything does.
@@ -313,26 +377,20 @@ fn judge(way: &Way, outcome: &Result<Response, SourceError>) -> Result<(), Optio
     }
 }
 
-/// The header that asks for `range`, which is not empty.
-pub(crate) fn range_header(range: &Range<u64>) -> (HeaderName, HeaderValue) {
-    let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+/// The header that asks for `ranges`, none of which is empty.
+pub(crate) fn range_header(ranges: &[Range<u64>]) -> (HeaderName, HeaderValue) {
+    let ranges: Vec<String> = ranges
+        .iter()
+        .map(|range| format!("{}-{}", range.start, range.end.saturating_sub(1)))
+        .collect();
+    let text = format!("bytes={}", ranges.join(","));
     (
         RANGE,
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("bytes=0-0")),
     )
 }
 
-/// Checks that the head of an answer promises `range` and nothing else; an error by its status otherwise.
-pub(crate) fn check(answer: &Answer, range: &Range<u64>) -> Result<(), SourceError> {
-    let checked = check_head(answer, range);
-    if let (Some(route), Err(error)) = (&answer.route, &checked)
-        && error.kind == SourceErrorKind::Protocol
-    {
-        route.failed(error);
-    }
-    checked
-}
-
+/// Checks the head of an answer to one range.
 fn check_head(response: &Response, range: &Range<u64>) -> Result<(), SourceError> {
     let host = host_of(response.url());
     let headers = response.headers();
@@ -414,6 +472,42 @@ pub(crate) fn host_of(url: &Url) -> String {
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (Some(host), None) => host.to_owned(),
         (None, _) => url.scheme().to_owned(),
+    }
+}
+
+fn boundary_of(answer: &Answer) -> Option<String> {
+    let kind = answer.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    boundary(kind).map(str::to_owned)
+}
+
+/// Watches that a body does not trickle.
+struct Pace {
+    patience: Duration,
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    fn check(&mut self, size: usize, host: &str) -> Result<(), SourceError> {
+        self.bytes += size as u64;
+        let spent = self.since.elapsed();
+        if spent <= self.patience {
+            return Ok(());
+        }
+        if self.bytes < SLOWEST * self.patience.as_secs().max(1) {
+            let detail = format!("{} bytes in {:.1} s", self.bytes, spent.as_secs_f64());
+            return Err(SourceError::new(SourceErrorKind::Stalled, host, detail));
+        }
+        *self = Self::new(self.patience);
+        Ok(())
     }
 }
 

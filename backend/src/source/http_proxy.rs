@@ -68,6 +68,21 @@ impl HttpProxy {
     }
 }
 
+impl HttpProxy {
+    async fn read_list(
+        &self,
+        blob_id: &str,
+        ranges: &[Range<u64>],
+        sink: Sink<'_>,
+    ) -> Result<(), SourceError> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.push(blob_id);
+        }
+        read_range(&self.transport, &url, HeaderMap::new(), ranges, sink).await
+    }
+}
+
 impl Source for HttpProxy {
     fn host(&self) -> &str {
         &self.host
@@ -79,14 +94,20 @@ impl Source for HttpProxy {
         range: Range<u64>,
         sink: Sink<'a>,
     ) -> BoxFuture<'a, Result<(), SourceError>> {
-        async move {
-            let mut url = self.base.clone();
-            if let Ok(mut segments) = url.path_segments_mut() {
-                segments.push(blob_id);
-            }
-            read_range(&self.transport, &url, HeaderMap::new(), &range, sink).await
-        }
-        .boxed()
+        async move { self.read_list(blob_id, &[range], sink).await }.boxed()
+    }
+
+    fn ranges_per_request(&self) -> usize {
+        self.transport.ranges_per_request()
+    }
+
+    fn read_ranges<'a>(
+        &'a self,
+        blob_id: &'a str,
+        ranges: &'a [Range<u64>],
+        sink: Sink<'a>,
+    ) -> BoxFuture<'a, Result<(), SourceError>> {
+        self.read_list(blob_id, ranges, sink).boxed()
     }
 
     fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {

@@ -96,7 +96,7 @@ impl Source for Oss {
                 Some(key) => self.sign(key, &name, SystemTime::now())?,
                 None => HeaderMap::new(),
             };
-            read_range(&self.transport, &url, headers, &range, sink).await
+            read_range(&self.transport, &url, headers, &[range], sink).await
         }
         .boxed()
     }

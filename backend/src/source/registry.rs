@@ -18,7 +18,7 @@ use reqwest::StatusCode;
 use url::Url;
 
 use super::auth::Authorizer;
-use super::http::{Answer, Transport, check, host_of, protocol, range_header};
+use super::http::{Answer, Transport, host_of, protocol, range_header};
 use super::{Sink, Source};
 use crate::config::{RegistryConfig, Scheme, Secret};
 use crate::error::{SourceError, SourceErrorKind};
@@ -93,11 +93,26 @@ impl Registry {
         Ok(url)
     }
 
-    /// An answer that promises `range`, from wherever the blob is.
-    async fn open(&self, blob_id: &str, range: &Range<u64>) -> Result<Answer, SourceError> {
+    async fn read_list(
+        &self,
+        blob_id: &str,
+        ranges: &[Range<u64>],
+        sink: Sink<'_>,
+    ) -> Result<(), SourceError> {
+        if ranges.iter().all(Range::is_empty) {
+            return Ok(());
+        }
+        let response = self.open(blob_id, ranges).await?;
+        self.transport.body(response, ranges, sink).await
+    }
+
+    /// An answer that promises `ranges`, from wherever the blob is.
+    async fn open(&self, blob_id: &str, ranges: &[Range<u64>]) -> Result<Answer, SourceError> {
         if let Some(target) = self.remembered(blob_id) {
-            let answer = self.follow(target, None, range).await;
-            match answer.and_then(|(response, url)| check(&response, range).map(|()| (response, url))) {
+            let answer = self.follow(target, None, ranges).await;
+            match answer
+                .and_then(|(response, url)| self.transport.check(&response, ranges).map(|()| (response, url)))
+            {
                 Ok((response, _)) => return Ok(response),
                 Err(error) => {
                     // Most likely it has expired; whatever it is, the registry knows better.
@@ -106,8 +121,8 @@ impl Registry {
                 }
             }
         }
-        let (response, url) = self.ask(blob_id, range).await?;
-        check(&response, range)?;
+        let (response, url) = self.ask(blob_id, ranges).await?;
+        self.transport.check(&response, ranges)?;
         if url != self.url(url.scheme(), blob_id)? {
             let redirect = Redirect {
                 target: url,
@@ -125,11 +140,11 @@ impl Registry {
     }
 
     /// Asks the registry itself, with one more try after a 401.
-    async fn ask(&self, blob_id: &str, range: &Range<u64>) -> Result<(Answer, Url), SourceError> {
+    async fn ask(&self, blob_id: &str, ranges: &[Range<u64>]) -> Result<(Answer, Url), SourceError> {
         let mut again = false;
         loop {
             let (header, generation) = self.authorizer.header().await?;
-            let (response, url) = self.ask_by_scheme(blob_id, header, range).await?;
+            let (response, url) = self.ask_by_scheme(blob_id, header, ranges).await?;
             let ours = url.origin() == self.url(url.scheme(), blob_id)?.origin();
             let refused = ours && response.status() == StatusCode::UNAUTHORIZED;
             if !refused || again {
@@ -147,14 +162,14 @@ impl Registry {
         &self,
         blob_id: &str,
         header: Option<HeaderValue>,
-        range: &Range<u64>,
+        ranges: &[Range<u64>],
     ) -> Result<(Answer, Url), SourceError> {
         let known = self.scheme.load(Ordering::Relaxed);
         if known == Scheme::Http as u8 {
-            return self.follow(self.url("http", blob_id)?, header, range).await;
+            return self.follow(self.url("http", blob_id)?, header, ranges).await;
         }
         let secure = self
-            .follow(self.url("https", blob_id)?, header.clone(), range)
+            .follow(self.url("https", blob_id)?, header.clone(), ranges)
             .await;
         if known == Scheme::Https as u8 {
             return secure;
@@ -167,7 +182,7 @@ impl Registry {
             // Nobody speaks TLS there. A certificate that is not trusted is no reason to try without.
             Err(error) if error.kind == SourceErrorKind::Unreachable => {
                 let plain = self
-                    .follow(self.url("http", blob_id)?, header, range)
+                    .follow(self.url("http", blob_id)?, header, ranges)
                     .await
                     .map_err(|_| error)?;
                 self.scheme.store(Scheme::Http as u8, Ordering::Relaxed);
@@ -182,12 +197,12 @@ impl Registry {
         &self,
         first: Url,
         header: Option<HeaderValue>,
-        range: &Range<u64>,
+        ranges: &[Range<u64>],
     ) -> Result<(Answer, Url), SourceError> {
         let origin = first.origin();
         let mut url = first;
         for _ in 0..=MAX_HOPS {
-            let mut headers = HeaderMap::from_iter([range_header(range)]);
+            let mut headers = HeaderMap::from_iter([range_header(ranges)]);
             if let Some(header) = header.as_ref().filter(|_| url.origin() == origin) {
                 headers.insert(AUTHORIZATION, header.clone());
             }
@@ -250,13 +265,23 @@ impl Source for Registry {
         sink: Sink<'a>,
     ) -> BoxFuture<'a, Result<(), SourceError>> {
         async move {
-            if range.is_empty() {
-                return Ok(());
-            }
-            let response = self.open(blob_id, &range).await?;
-            self.transport.body(response, &range, sink).await
+            let ranges = [range];
+            self.read_list(blob_id, &ranges, sink).await
         }
         .boxed()
+    }
+
+    fn ranges_per_request(&self) -> usize {
+        self.transport.ranges_per_request()
+    }
+
+    fn read_ranges<'a>(
+        &'a self,
+        blob_id: &'a str,
+        ranges: &'a [Range<u64>],
+        sink: Sink<'a>,
+    ) -> BoxFuture<'a, Result<(), SourceError>> {
+        self.read_list(blob_id, ranges, sink).boxed()
     }
 
     fn replace_auth(&self, auth: Secret) -> Result<(), SourceError> {

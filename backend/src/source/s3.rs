@@ -128,12 +128,12 @@ impl Source for S3 {
                 Some(key) => self.sign(
                     key,
                     &url,
-                    HeaderMap::from_iter([range_header(&range)]),
+                    HeaderMap::from_iter([range_header(std::slice::from_ref(&range))]),
                     SystemTime::now(),
                 )?,
                 None => HeaderMap::new(),
             };
-            read_range(&self.transport, &url, headers, &range, sink).await
+            read_range(&self.transport, &url, headers, &[range], sink).await
         }
         .boxed()
     }
@@ -171,7 +171,7 @@ mod tests {
         let s3 = S3::new(&config, &Arc::default()).unwrap();
         let url = Url::parse("https://examplebucket.s3.amazonaws.com/test.txt").unwrap();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
-        let more = HeaderMap::from_iter([range_header(&(0..10))]);
+        let more = HeaderMap::from_iter([range_header(std::slice::from_ref(&(0..10)))]);
         let headers = s3.sign(s3.key.as_ref().unwrap(), &url, more, now).unwrap();
         assert_eq!(
             headers[AUTHORIZATION],

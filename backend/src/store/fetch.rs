@@ -28,7 +28,7 @@ use crate::codec::{self, Decoder};
 use crate::error::CodecError;
 
 /// Most bytes of one request, unless a single unit or the configured amplification is larger.
-pub(super) const MAX_REQUEST: u64 = 4 << 20;
+const MAX_REQUEST: u64 = 4 << 20;
 
 /// A fetch, before it is planned.
 pub(super) struct Plan {
@@ -300,10 +300,35 @@ impl Blob {
 
     /// Sends units on their way, as few requests as they allow.
     pub(super) fn submit(self: &Arc<Self>, units: Vec<Unit>, ticket: &Arc<Ticket>) {
-        for group in merge(units, u64::from(self.amplify).max(MAX_REQUEST)) {
-            let task = request(Arc::clone(self), Assembly::new(group), Arc::clone(ticket));
+        for assembly in self.assemble(units, ticket.priority()) {
+            let task = request(Arc::clone(self), assembly, Arc::clone(ticket));
             self.engine().runtime().spawn(task);
         }
+    }
+
+    /// Makes requests of units: of neighbours one each. Of what is only hinted at one for many ranges, if the source knows lists: nobody
+    /// waits for the first of them.
+    pub(super) fn assemble(&self, units: Vec<Unit>, priority: Priority) -> Vec<Assembly> {
+        let limit = u64::from(self.amplify).max(MAX_REQUEST);
+        let most = match priority {
+            Priority::Hinted => self.shared.origin.source.ranges_per_request(),
+            Priority::Demand | Priority::Background => 1,
+        };
+        let mut requests: Vec<(u64, Vec<Group<Unit>>)> = Vec::new();
+        for group in merge(units, limit) {
+            let size = group.range.end - group.range.start;
+            match requests.last_mut() {
+                Some((sum, groups)) if groups.len() < most && *sum + size <= limit => {
+                    *sum += size;
+                    groups.push(group);
+                }
+                _ => requests.push((size, vec![group])),
+            }
+        }
+        requests
+            .into_iter()
+            .map(|(_, groups)| Assembly::new(groups))
+            .collect()
     }
 
     /// Decodes and verifies a unit, and lands its flights.

@@ -42,9 +42,7 @@ impl Blob {
                     plans.push(plan);
                 } else {
                     *state = IndexState::Loading(vec![plan]);
-                    self.engine()
-                        .runtime()
-                        .spawn(load(Arc::clone(self), range, false));
+                    self.seek_index(range, false);
                 }
                 None
             }
@@ -99,24 +97,36 @@ impl Blob {
             Err(error) => {
                 tracing::warn!(%error, source = self.shared.origin.source.host(), "damaged chunk index, once more");
                 self.shared.origin.source.distrust();
-                let runtime = self.shared.engine.runtime().handle().clone();
-                runtime.spawn(load(Arc::clone(self), range, true));
+                self.seek_index(range, true);
             }
         }
     }
 
-    /// Takes the index from where another process left it, or reads it after all. Runs on a decode thread.
+    /// Takes the index from where another process left it, or reads it, unless another process does so now. Runs on a decode thread.
     fn take_index(self: Arc<Self>, range: IndexRange, again: bool) {
-        match self.shared.files.load_index(&range) {
+        let runtime = self.shared.engine.runtime().handle().clone();
+        if !self.shared.files.begin_index() {
+            return drop(runtime.spawn(async move {
+                tokio::time::sleep(LOOK).await;
+                if self.index_wanted(None) {
+                    self.seek_index(range, again);
+                }
+            }));
+        }
+        // With the right, so that nobody finishes between this look and our request.
+        match self.shared.files.load_index(&range).filter(|_| !again) {
             Some(bytes) if self.description.index.supply(&bytes).is_ok() => {
+                self.shared.files.end_index();
                 self.end_loading(IndexState::Unknown, None);
             }
-            _ => drop(
-                self.engine()
-                    .runtime()
-                    .spawn(load(Arc::clone(&self), range, again)),
-            ),
+            _ => drop(runtime.spawn(load(self, range, again))),
         }
+    }
+
+    fn seek_index(self: &Arc<Self>, range: IndexRange, again: bool) {
+        let blob = Arc::clone(self);
+        let job = move |_: &mut codec::Decoder| blob.take_index(range, again);
+        self.engine().pool.push(Priority::Demand, Box::new(job));
     }
 
     fn end_loading(self: &Arc<Self>, state: IndexState, failure: Option<String>) {
@@ -199,16 +209,9 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
     let (mut backoff, started) = (Backoff::new(shared.origin.source.retry_limit()), Instant::now());
     let mut bytes = BytesMut::new();
     loop {
-        if !shared.files.begin_index() {
-            // Another process reads it; what it leaves is looked for.
+        // The first time the right is there already.
+        while backoff.attempts() > 0 && !shared.files.begin_index() {
             tokio::time::sleep(LOOK).await;
-            if blob.index_wanted(None) {
-                let engine = &shared.engine;
-                engine
-                    .pool
-                    .push(Priority::Demand, Box::new(move |_| blob.take_index(range, again)));
-            }
-            return;
         }
         let Some(permit) = shared
             .engine
@@ -226,7 +229,7 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
         let mut sink = |piece: Bytes| bytes.extend_from_slice(&piece);
         let Err(error) = shared
             .origin
-            .read(&range.blob_id, rest, backoff.attempts() > 0, &mut sink)
+            .read(&range.blob_id, &[rest], backoff.attempts() > 0, &mut sink)
             .await
         else {
             let stored = bytes.freeze();

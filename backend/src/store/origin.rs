@@ -32,15 +32,18 @@ impl Origin {
         })
     }
 
-    /// Reads a range of blob `id`, and counts it.
+    /// Reads ranges of blob `id`, and counts them as one request.
     pub(super) async fn read(
         &self,
         id: &str,
-        range: Range<u64>,
+        ranges: &[Range<u64>],
         retry: bool,
         sink: Sink<'_>,
     ) -> Result<(), SourceError> {
-        let size = range.end.saturating_sub(range.start);
+        let size = ranges
+            .iter()
+            .map(|range| range.end.saturating_sub(range.start))
+            .sum();
         let hold = self.hold.lock().filter(|until| *until > Instant::now());
         if let Some(until) = hold {
             tokio::time::sleep_until(until.into()).await;
@@ -51,7 +54,10 @@ impl Origin {
             self.counters.received(bytes.len());
             sink(bytes);
         };
-        let outcome = self.source.read(id, range, &mut counted).await;
+        let outcome = match ranges {
+            [range] => self.source.read(id, range.clone(), &mut counted).await,
+            ranges => self.source.read_ranges(id, ranges, &mut counted).await,
+        };
         self.counters.end(size, begin.elapsed(), outcome.is_err());
         if let Err(error) = &outcome
             && error.kind == SourceErrorKind::Throttled

@@ -25,11 +25,12 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    pub(super) fn new(group: Group<Unit>) -> Self {
-        let at = group.range.start;
+    /// Of groups in ascending order.
+    pub(super) fn new(groups: Vec<Group<Unit>>) -> Self {
+        let at = groups.first().map_or(0, |group| group.range.start);
         // Units that overlap are decoded from one segment, others as soon as they are complete.
         let mut segments: VecDeque<Group<Unit>> = VecDeque::new();
-        for unit in group.units {
+        for unit in groups.into_iter().flat_map(|group| group.units) {
             let range = unit.range();
             match segments.back_mut() {
                 Some(last) if range.start < last.range.end => {
@@ -49,32 +50,42 @@ impl Assembly {
         }
     }
 
-    /// What is missing.
-    fn range(&self) -> Range<u64> {
-        self.at..self.segments.back().map_or(self.at, |last| last.range.end)
+    /// What is missing, the first so many ranges of it.
+    fn ranges(&self, most: usize) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for segment in &self.segments {
+            let start = segment.range.start.max(self.at);
+            let full = ranges.len() == most;
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = segment.range.end,
+                _ if full => break,
+                _ => ranges.push(start..segment.range.end),
+            }
+        }
+        ranges
     }
 
     /// Memory that it takes from request to cache.
     fn cost(&self) -> u64 {
-        let decoded: u64 = self
-            .segments
-            .iter()
-            .flat_map(|segment| &segment.units)
-            .map(Unit::decoded_size)
-            .sum();
-        let range = self.range();
-        range.end - range.start + decoded
+        let decoded: u64 = self.units().map(Unit::decoded_size).sum();
+        let missing = self.ranges(usize::MAX);
+        missing.iter().map(|range| range.end - range.start).sum::<u64>() + decoded
     }
 
     /// Takes the next bytes; returns the segments that they complete.
-    fn push(&mut self, bytes: &[u8]) -> Vec<(Group<Unit>, Bytes)> {
+    fn push(&mut self, mut bytes: &[u8]) -> Vec<(Group<Unit>, Bytes)> {
         let mut complete = Vec::new();
-        self.buffer.extend_from_slice(bytes);
-        self.at += bytes.len() as u64;
-        while let Some(segment) = self.segments.pop_front_if(|segment| segment.range.end <= self.at) {
-            let size = (segment.range.end - segment.range.start) as usize;
-            let stored = self.buffer.split_to(size.min(self.buffer.len())).freeze();
-            complete.push((segment, stored));
+        while let Some(segment) = self.segments.front().filter(|_| !bytes.is_empty()) {
+            let wanted = segment.range.end.saturating_sub(self.at).min(bytes.len() as u64) as usize;
+            let (now, later) = bytes.split_at(wanted);
+            self.buffer.extend_from_slice(now);
+            self.at += wanted as u64;
+            bytes = later;
+            if let Some(segment) = self.segments.pop_front_if(|segment| segment.range.end <= self.at) {
+                complete.push((segment, self.buffer.split().freeze()));
+                // The next one may lie further behind.
+                self.at = self.segments.front().map_or(self.at, |next| next.range.start);
+            }
         }
         complete
     }
@@ -154,12 +165,17 @@ pub(super) async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc
             None => return,
         };
         let before = assembly.at;
-        let Err(error) = attempt(&blob, &mut assembly, &ticket, permit, backoff.attempts() > 0).await else {
-            return;
-        };
+        let outcome = attempt(&blob, &mut assembly, &ticket, permit, backoff.attempts() > 0).await;
         if assembly.at > before {
             backoff.reset();
         }
+        let Err(error) = outcome else {
+            if assembly.is_empty() {
+                return;
+            }
+            // The source takes fewer ranges at a time.
+            continue;
+        };
         let pause = backoff.after(&error);
         let spent = started.elapsed().as_secs_f64();
         let reason = format!("{error} (attempt {}, {spent:.1} s)", backoff.attempts());
@@ -191,7 +207,7 @@ async fn attempt(
 ) -> Result<(), SourceError> {
     let permit = Arc::new(permit);
     let shared = &blob.shared;
-    let range = assembly.range();
+    let ranges = assembly.ranges(shared.origin.source.ranges_per_request().max(1));
     let mut sink = |bytes: Bytes| {
         for (segment, stored) in assembly.push(&bytes) {
             let (blob, ticket, permit) = (Arc::clone(blob), Arc::clone(ticket), Arc::clone(&permit));
@@ -207,5 +223,5 @@ async fn attempt(
             shared.engine.pool.push(priority, Box::new(job));
         }
     };
-    shared.origin.read(&shared.id, range, retry, &mut sink).await
+    shared.origin.read(&shared.id, &ranges, retry, &mut sink).await
 }

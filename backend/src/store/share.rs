@@ -10,10 +10,8 @@ use std::time::Duration;
 use super::Blob;
 use super::budget::Ticket;
 use super::flight::Unit;
-use super::plan::merge;
 use super::request::{Assembly, request};
 use crate::cache::Acquired;
-use crate::store::fetch::MAX_REQUEST;
 
 /// Pauses between looks at a chunk that another process fills.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
@@ -53,11 +51,10 @@ impl Blob {
                 }
             }
         }
-        let mut groups = merge(ours, u64::from(self.amplify).max(MAX_REQUEST)).into_iter();
-        let first = groups.next().map(Assembly::new);
-        for group in groups {
+        let mut assemblies = self.assemble(ours, ticket.priority()).into_iter();
+        let first = assemblies.next();
+        for mut rest in assemblies {
             // They take their place in the queue, and hold up nobody meanwhile.
-            let mut rest = Assembly::new(group);
             rest.release();
             let task = request(Arc::clone(self), rest, Arc::clone(ticket));
             self.engine().runtime().spawn(task);

@@ -105,6 +105,44 @@ impl Reply {
     }
 }
 
+impl Request {
+    /// All ranges of the `Range` header, end exclusive.
+    pub fn ranges(&self) -> Vec<Range<usize>> {
+        let list = self
+            .header("range")
+            .and_then(|value| value.strip_prefix("bytes="))
+            .unwrap_or_default();
+        list.split(',')
+            .filter_map(|range| {
+                let (start, end) = range.split_once('-')?;
+                Some(start.parse().ok()?..end.parse::<usize>().ok()? + 1)
+            })
+            .collect()
+    }
+}
+
+impl Reply {
+    /// What a server answers that knows lists of ranges.
+    pub fn parts(request: &Request, data: &[u8]) -> Self {
+        let ranges = request.ranges();
+        if ranges.len() < 2 {
+            return Self::blob(request, data);
+        }
+        let mut body = Vec::new();
+        for range in ranges {
+            let content = format!("bytes {}-{}/{}", range.start, range.end - 1, data.len());
+            body.extend(format!("\r\n--frontier\r\nContent-Range: {content}\r\n\r\n").into_bytes());
+            body.extend(&data[range]);
+        }
+        body.extend(b"\r\n--frontier--\r\n");
+        Self {
+            body,
+            ..Self::status(206)
+        }
+        .with("Content-Type", "multipart/byteranges; boundary=frontier")
+    }
+}
+
 type Handler = Arc<dyn Fn(&Request) -> Reply + Send + Sync>;
 
 pub struct Server {

@@ -167,14 +167,23 @@ async fn registry(
 /// The body that an answer is to have.
 #[derive(Clone)]
 struct Planned {
-    file: Arc<File>,
+    content: Content,
     range: Range<u64>,
     stall: Duration,
     rate: Option<u64>,
-    /// Offset in the file and bit that is turned over.
+    /// Offset in the content and bit that is turned over.
     flip: Option<(u64, u8)>,
-    /// Offset in the file where the body breaks off.
+    /// Offset in the content where the body breaks off.
     end: u64,
+}
+
+/// Where a body is taken from.
+#[derive(Clone)]
+enum Content {
+    /// A blob.
+    File(Arc<File>),
+    /// Ranges of a blob with heads between them, put together before.
+    Parts(Bytes),
 }
 
 async fn blob(
@@ -221,8 +230,20 @@ async fn blob(
     let (file, size) =
         found.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("no blob {digest}")))?;
 
+    let (content, list) = match range.and_then(|range| parse_list(range, size)) {
+        None => (Content::File(Arc::new(file)), None),
+        Some(ranges) => {
+            let body = tokio::task::spawn_blocking(move || parts(&file, &ranges, size));
+            let body = body.await.map_err(io::Error::other).flatten();
+            let body = body
+                .map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", error.to_string()))?;
+            let length = body.len() as u64;
+            (Content::Parts(body), Some(length))
+        }
+    };
     let asked = range.and_then(|range| parse_range(range, size));
     let (status, span) = match &asked {
+        _ if list.is_some() => (StatusCode::PARTIAL_CONTENT, 0..list.unwrap_or(0)),
         None => (StatusCode::OK, 0..size),
         Some(Some(span)) => (StatusCode::PARTIAL_CONTENT, span.clone()),
         Some(None) => {
@@ -248,16 +269,23 @@ async fn blob(
     };
     let mut response = Response::builder()
         .status(status)
-        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(
+            header::CONTENT_TYPE,
+            if list.is_some() {
+                LIST
+            } else {
+                "application/octet-stream"
+            },
+        )
         .header(header::CONTENT_LENGTH, length)
         .header(header::ACCEPT_RANGES, "bytes")
         .header("docker-content-digest", digest);
-    if status == StatusCode::PARTIAL_CONTENT {
+    if status == StatusCode::PARTIAL_CONTENT && list.is_none() {
         let value = format!("bytes {}-{}/{size}", span.start, span.end - 1);
         response = response.header(header::CONTENT_RANGE, value);
     }
     let plan = Planned {
-        file: Arc::new(file),
+        content,
         range: span,
         stall: fault.stall,
         rate: fault.rate,
@@ -293,6 +321,43 @@ fn parse_range(header: &str, size: u64) -> Option<Option<Range<u64>>> {
         return None;
     }
     Some((first < size).then(|| first..last.saturating_add(1).min(size)))
+}
+
+/// Between the parts of an answer to a list of ranges.
+const BOUNDARY: &str = "rafs-serve-part";
+const LIST: &str = "multipart/byteranges; boundary=rafs-serve-part";
+/// Longest list of ranges, and most bytes of one, that are answered as such.
+const MAX_RANGES: usize = 1024;
+const MAX_LIST: u64 = 64 << 20;
+
+/// A list of ranges, none of which lies beyond the end. Any other list is answered with the whole blob.
+fn parse_list(header: &str, size: u64) -> Option<Vec<Range<u64>>> {
+    let ranges: Vec<Range<u64>> = header
+        .strip_prefix("bytes=")?
+        .split(',')
+        .take(MAX_RANGES + 1)
+        .map(|range| parse_range(&format!("bytes={range}"), size).flatten())
+        .collect::<Option<_>>()?;
+    let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    ((2..=MAX_RANGES).contains(&ranges.len()) && total <= MAX_LIST.min(size)).then_some(ranges)
+}
+
+/// The body of the answer to a list of ranges (RFC 9110, section 14.6).
+fn parts(file: &File, ranges: &[Range<u64>], size: u64) -> io::Result<Bytes> {
+    let mut body = Vec::new();
+    for range in ranges {
+        let head = format!(
+            "\r\n--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes {}-{}/{size}\r\n\r\n",
+            range.start,
+            range.end - 1
+        );
+        body.extend_from_slice(head.as_bytes());
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        file.read_exact_at(&mut bytes, range.start)?;
+        body.extend_from_slice(&bytes);
+    }
+    body.extend_from_slice(format!("\r\n--{BOUNDARY}--\r\n").as_bytes());
+    Ok(body.into())
 }
 
 /// Sends a range of a file, piece by piece, with the faults of the plan.
@@ -335,8 +400,17 @@ fn stream(plan: Planned, recording: Recording) -> Body {
 }
 
 fn read_piece(plan: &Planned, at: u64, size: u64) -> io::Result<Bytes> {
-    let mut bytes = vec![0; size as usize];
-    plan.file.read_exact_at(&mut bytes, at)?;
+    let mut bytes = match &plan.content {
+        Content::File(file) => {
+            let mut bytes = vec![0; size as usize];
+            file.read_exact_at(&mut bytes, at)?;
+            bytes
+        }
+        Content::Parts(body) => {
+            let piece = body.get(at as usize..(at + size) as usize);
+            piece.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec()
+        }
+    };
     if let Some((offset, bit)) = plan.flip
         && let Some(byte) = offset
             .checked_sub(at)
@@ -350,6 +424,21 @@ fn read_piece(plan: &Planned, at: u64, size: u64) -> io::Result<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_ranges_are_taken_whole_or_not_at_all() {
+        assert_eq!(parse_list("bytes=0-9,20-29", 100), Some(vec![0..10, 20..30]));
+        assert_eq!(parse_list("bytes=0-9, -5", 100), Some(vec![0..10, 95..100]));
+        for ignored in [
+            "bytes=0-9",
+            "bytes=0-9,100-",
+            "bytes=0-9,x",
+            "bytes=0-,0-",
+            "lines=0-1,2-3",
+        ] {
+            assert_eq!(parse_list(ignored, 100), None, "{ignored}");
+        }
+    }
 
     #[test]
     fn ranges_follow_the_specification() {
