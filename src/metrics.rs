@@ -1,23 +1,24 @@
 //! Counters of the device: plain numbers, one set per group of threads, added up when somebody asks.
 //!
-//! Rooms: this file (the device as a whole), `mount` (one mount), `running` (what a thread does now).
+//! Rooms: this file (the device as a whole), `mount` (one mount), `running` (what a thread does now), `shard` (which set
+//! a thread counts in).
 
 mod mount;
 mod running;
+mod shard;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fuse::abi::Opcode;
 pub use mount::{Latencies, MountMetrics, MountSnapshot, Work};
 pub(crate) use running::{Executing, Running};
+pub(crate) use shard::{SHARDS, Shard};
 
-/// Sets of counters. Threads beyond that share.
-const SHARDS: usize = 16;
 /// Error numbers are counted one by one up to this one; all higher ones together.
 const ERRNOS: usize = 134;
 
 #[repr(align(128))]
-struct Shard {
+struct Counters {
     requests: [AtomicU64; Opcode::COUNT],
     errors: [AtomicU64; ERRNOS],
     bytes_read: AtomicU64,
@@ -33,9 +34,9 @@ struct Shard {
     bugs: AtomicU64,
 }
 
-impl Default for Shard {
+impl Default for Counters {
     fn default() -> Self {
-        Shard {
+        Counters {
             requests: [const { AtomicU64::new(0) }; Opcode::COUNT],
             errors: [const { AtomicU64::new(0) }; ERRNOS],
             bytes_read: AtomicU64::default(),
@@ -55,13 +56,13 @@ impl Default for Shard {
 
 /// The counters of one device.
 pub struct Metrics {
-    shards: Box<[Shard]>,
+    shards: Box<[Counters]>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         Metrics {
-            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            shards: (0..SHARDS).map(|_| Counters::default()).collect(),
         }
     }
 }
@@ -97,18 +98,11 @@ pub struct Snapshot {
     pub bugs: u64,
 }
 
-fn shard_index() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static INDEX: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
-    }
-    INDEX.with(|index| *index)
-}
-
 impl Metrics {
-    fn add(&self, counter: impl Fn(&Shard) -> Option<&AtomicU64>, by: u64) {
-        if let Some(counter) = self.shards.get(shard_index()).and_then(counter) {
-            counter.fetch_add(by, Ordering::Relaxed);
+    fn add(&self, counter: impl Fn(&Counters) -> Option<&AtomicU64>, by: u64) {
+        let mine = Shard::mine();
+        if let Some(counter) = self.shards.get(mine.index()).and_then(counter) {
+            mine.add(counter, by);
         }
     }
 
@@ -180,7 +174,7 @@ impl Metrics {
 
     /// All counters, added up.
     pub fn snapshot(&self) -> Snapshot {
-        let sum = |counter: &dyn Fn(&Shard) -> Option<&AtomicU64>| -> u64 {
+        let sum = |counter: &dyn Fn(&Counters) -> Option<&AtomicU64>| -> u64 {
             self.shards
                 .iter()
                 .filter_map(counter)
@@ -189,11 +183,11 @@ impl Metrics {
         };
         let nonzero = |count: u64| (count > 0).then_some(count);
         let request = |opcode: Opcode| {
-            let count = sum(&|shard: &Shard| shard.requests.get(opcode.index()));
+            let count = sum(&|shard: &Counters| shard.requests.get(opcode.index()));
             Some((opcode.name(), nonzero(count)?))
         };
         let error = |errno: usize| {
-            let count = sum(&|shard: &Shard| shard.errors.get(errno));
+            let count = sum(&|shard: &Counters| shard.errors.get(errno));
             Some((i32::try_from(errno).ok()?, nonzero(count)?))
         };
         Snapshot {

@@ -1,17 +1,17 @@
 //! What is counted of a mounted image: operations, their errors and latencies, and on demand single files.
 //!
-//! Counters are kept in shards, one per group of threads, so that queues do not fight for them.
+//! A thread counts in a set of its own, made when it first counts something, so that queues do not fight for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata::config::Rafs;
 use kata::control::metrics::{AccessRecord, FileMetrics, FsMetrics};
 use parking_lot::Mutex;
 
-/// Shards of a mount's counters.
-const SHARDS: usize = 8;
+use crate::metrics::{SHARDS, Shard};
 
 /// Bounds of the classes of reads by size, bytes: below, and for the last class above.
 const SIZES: [u64; 7] = [
@@ -49,7 +49,7 @@ pub(super) enum Operation {
 
 #[derive(Default)]
 #[repr(align(128))]
-struct Shard {
+struct Numbers {
     hits: [AtomicU64; 15],
     errors: [AtomicU64; 15],
     micros: [AtomicU64; 15],
@@ -61,7 +61,7 @@ struct Shard {
 
 /// Counters of a mounted image.
 pub(super) struct Counters {
-    shards: [Shard; SHARDS],
+    shards: [OnceLock<Box<Numbers>>; SHARDS],
     /// Reads whose latency was counted when what they waited for arrived, and that have not been executed again yet.
     waited: AtomicU64,
     files: Option<Mutex<BTreeMap<u64, FileMetrics>>>,
@@ -83,10 +83,11 @@ impl Counters {
 
     /// Counts an operation that has ended.
     pub fn count(&self, operation: Operation, inode: u64, failed: bool, took: Duration) {
-        let (shard, index) = (self.shard(), operation as usize);
-        add(&shard.hits, index, 1);
-        add(&shard.errors, index, failed.into());
-        add(&shard.micros, index, micros(took));
+        let (mine, numbers) = self.mine();
+        let index = operation as usize;
+        add(mine, &numbers.hits, index, 1);
+        add(mine, &numbers.errors, index, failed.into());
+        add(mine, &numbers.micros, index, micros(took));
         if let Some(files) = &self.files {
             let mut files = files.lock();
             let file = files.entry(inode).or_default();
@@ -101,16 +102,17 @@ impl Counters {
     /// Counts the data of a read of `size` bytes that gave `read`. Its latency is `took`, unless it waited for absent
     /// data: then it has been counted by [`Counters::count_wait`].
     pub fn count_read(&self, inode: u64, size: u64, read: u64, took: Duration) {
-        let shard = self.shard();
-        shard.bytes.fetch_add(read, Relaxed);
+        let (mine, numbers) = self.mine();
+        mine.add(&numbers.bytes, read);
         let class = class(&SIZES, size + 1);
-        add(&shard.sizes, class, 1);
+        add(mine, &numbers.sizes, class, 1);
         if self
             .waited
             .fetch_update(Relaxed, Relaxed, |waited| waited.checked_sub(1))
             .is_err()
         {
-            add(&shard.latencies, self::class(&LATENCIES, micros(took)), 1);
+            let class = self::class(&LATENCIES, micros(took));
+            add(mine, &numbers.latencies, class, 1);
         }
         if let Some(files) = &self.files {
             let mut files = files.lock();
@@ -132,30 +134,31 @@ impl Counters {
 
     /// Counts a read that found data absent.
     pub fn count_absent(&self) {
-        self.shard().absent.fetch_add(1, Relaxed);
+        let (mine, numbers) = self.mine();
+        mine.add(&numbers.absent, 1);
     }
 
     /// Counts the time that a read waited until its data had arrived, or would not.
     pub fn count_wait(&self, arrived: bool, took: Duration) {
-        let shard = self.shard();
-        add(&shard.micros, Operation::Read as usize, micros(took));
-        add(&shard.latencies, class(&LATENCIES, micros(took)), 1);
+        let (mine, numbers) = self.mine();
+        add(mine, &numbers.micros, Operation::Read as usize, micros(took));
+        add(mine, &numbers.latencies, class(&LATENCIES, micros(took)), 1);
         if arrived {
             self.waited.fetch_add(1, Relaxed);
         } else {
-            add(&shard.hits, Operation::Read as usize, 1);
-            add(&shard.errors, Operation::Read as usize, 1);
+            add(mine, &numbers.hits, Operation::Read as usize, 1);
+            add(mine, &numbers.errors, Operation::Read as usize, 1);
         }
     }
 
     /// Reads so far that found data absent.
     pub fn absent(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.absent.load(Relaxed)).sum()
+        self.all().map(|numbers| numbers.absent.load(Relaxed)).sum()
     }
 
     /// The sums, for the mount at `id`.
     pub fn metrics(&self, id: &str) -> FsMetrics {
-        let hits: [u64; 15] = self.sum(|shard| &shard.hits);
+        let hits: [u64; 15] = self.sum(|numbers| &numbers.hits);
         FsMetrics {
             files_account_enabled: self.files.is_some(),
             access_pattern_enabled: self.pattern.is_some(),
@@ -163,12 +166,12 @@ impl Counters {
             measure_latency: true,
             id: id.to_owned(),
             nr_opens: at(&hits, Operation::Open).saturating_sub(at(&hits, Operation::Release)),
-            data_read: self.shards.iter().map(|shard| shard.bytes.load(Relaxed)).sum(),
-            block_count_read: self.sum(|shard| &shard.sizes),
+            data_read: self.all().map(|numbers| numbers.bytes.load(Relaxed)).sum(),
+            block_count_read: self.sum(|numbers| &numbers.sizes),
             fop_hits: hits,
-            fop_errors: self.sum(|shard| &shard.errors),
-            fop_cumulative_latency_total: self.sum(|shard| &shard.micros),
-            read_latency_dist: self.sum(|shard| &shard.latencies),
+            fop_errors: self.sum(|numbers| &numbers.errors),
+            fop_cumulative_latency_total: self.sum(|numbers| &numbers.micros),
+            read_latency_dist: self.sum(|numbers| &numbers.latencies),
         }
     }
 
@@ -202,19 +205,23 @@ impl Counters {
         Some(records)
     }
 
-    fn shard(&self) -> &Shard {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static INDEX: usize = NEXT.fetch_add(1, Relaxed) % SHARDS;
-        }
+    /// The numbers in which this thread counts.
+    fn mine(&self) -> (Shard, &Numbers) {
+        let mine = Shard::mine();
         let [first, ..] = &self.shards;
-        self.shards.get(INDEX.with(|index| *index)).unwrap_or(first)
+        let numbers = self.shards.get(mine.index()).unwrap_or(first);
+        (mine, numbers.get_or_init(Box::default))
     }
 
-    fn sum<const N: usize>(&self, of: impl Fn(&Shard) -> &[AtomicU64; N]) -> [u64; N] {
+    /// Those of all threads.
+    fn all(&self) -> impl Iterator<Item = &Numbers> {
+        self.shards.iter().filter_map(OnceLock::get).map(Box::as_ref)
+    }
+
+    fn sum<const N: usize>(&self, of: impl Fn(&Numbers) -> &[AtomicU64; N]) -> [u64; N] {
         let mut sums = [0; N];
-        for shard in &self.shards {
-            for (sum, counter) in sums.iter_mut().zip(of(shard)) {
+        for numbers in self.all() {
+            for (sum, counter) in sums.iter_mut().zip(of(numbers)) {
                 *sum += counter.load(Relaxed);
             }
         }
@@ -222,9 +229,9 @@ impl Counters {
     }
 }
 
-fn add(counters: &[AtomicU64], index: usize, by: u64) {
+fn add(mine: Shard, counters: &[AtomicU64], index: usize, by: u64) {
     if let Some(counter) = counters.get(index).filter(|_| by > 0) {
-        counter.fetch_add(by, Relaxed);
+        mine.add(counter, by);
     }
 }
 

@@ -45,6 +45,16 @@ pub struct Scratch {
     reply: Vec<u8>,
     /// What the thread does, for others to see; from its first request on.
     running: Option<Arc<Running>>,
+    /// When the thread had executed the last request, if it has done nothing since: the next one begins then, and one
+    /// reading of the clock does for both.
+    ended: Option<Instant>,
+}
+
+impl Scratch {
+    /// The thread does something else between two requests.
+    pub fn pause(&mut self) {
+        self.ended = None;
+    }
 }
 
 /// A popped chain, not looked at yet.
@@ -190,6 +200,7 @@ impl Server {
             arguments,
             reply,
             running,
+            ended,
         } = scratch;
         let fetched = match valid {
             Ok(()) => decode::fetch(buffers, arguments),
@@ -221,7 +232,7 @@ impl Server {
         });
         request.tells(&put_aside);
         let running = running.get_or_insert_with(|| self.announce());
-        let begun = Instant::now();
+        let begun = ended.take().unwrap_or_else(Instant::now);
         running.begin(&header, begun);
         let table = self.mounts.snapshot();
         let call = Call {
@@ -236,10 +247,14 @@ impl Server {
         };
         self.dispatch(opcode, call, request, reply);
         running.end();
+        let now = Instant::now();
+        *ended = Some(now);
         if !put_aside.get()
             && let Some(mount) = table.mount_of(header.nodeid)
         {
-            mount.metrics.answered(opcode, begun.elapsed());
+            mount
+                .metrics
+                .answered(opcode, now.saturating_duration_since(begun));
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::{SHARDS, shard_index};
+use super::{SHARDS, Shard};
 use crate::fuse::abi::Opcode;
 
 /// Classes of latencies: up to 1, 2, 4, ... microseconds, and for the last one above.
@@ -47,15 +47,15 @@ impl Work {
 }
 
 #[repr(align(128))]
-struct Shard {
+struct Counters {
     requests: [AtomicU64; Opcode::COUNT],
     latencies: [[AtomicU64; LATENCY_CLASSES]; 3],
     nanoseconds: [AtomicU64; 3],
 }
 
-impl Default for Shard {
+impl Default for Counters {
     fn default() -> Self {
-        Shard {
+        Counters {
             requests: [const { AtomicU64::new(0) }; Opcode::COUNT],
             latencies: [const { [const { AtomicU64::new(0) }; LATENCY_CLASSES] }; 3],
             nanoseconds: Default::default(),
@@ -66,7 +66,7 @@ impl Default for Shard {
 /// The counters of one mount.
 #[derive(Default)]
 pub struct MountMetrics {
-    shards: [OnceLock<Box<Shard>>; SHARDS],
+    shards: [OnceLock<Box<Counters>>; SHARDS],
 }
 
 impl std::fmt::Debug for MountMetrics {
@@ -122,24 +122,25 @@ pub struct MountSnapshot {
 impl MountMetrics {
     /// A request was answered after `took`.
     pub(crate) fn answered(&self, opcode: Opcode, took: Duration) {
-        let Some(shard) = self.shards.get(shard_index()) else {
+        let mine = Shard::mine();
+        let Some(shard) = self.shards.get(mine.index()) else {
             return;
         };
         let shard = shard.get_or_init(Box::default);
         let work = Work::of(opcode) as usize;
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         if let Some(count) = shard.requests.get(opcode.index()) {
-            count.fetch_add(1, Relaxed);
+            mine.add(count, 1);
         }
         if let Some(count) = shard
             .latencies
             .get(work)
             .and_then(|classes| classes.get(class(nanoseconds)))
         {
-            count.fetch_add(1, Relaxed);
+            mine.add(count, 1);
         }
         if let Some(sum) = shard.nanoseconds.get(work) {
-            sum.fetch_add(nanoseconds, Relaxed);
+            mine.add(sum, nanoseconds);
         }
     }
 

@@ -64,7 +64,8 @@ impl Descriptor {
 
 /// Where descriptors are taken from.
 enum Table<'a> {
-    Window(&'a Window),
+    Own(&'a Window),
+    Indirect(Window<&'a GuestMemory>),
     /// An indirect table that is not contiguous in this process.
     Scattered(&'a GuestMemory, u64),
 }
@@ -73,7 +74,8 @@ impl Table<'_> {
     fn get(&self, index: u16) -> Result<Descriptor, Unmapped> {
         let offset = usize::from(index) * DESCRIPTOR;
         match self {
-            Table::Window(window) => Ok(Descriptor::decode(window.load_u128(offset))),
+            Table::Own(window) => Ok(Descriptor::decode(window.load_u128(offset))),
+            Table::Indirect(window) => Ok(Descriptor::decode(window.load_u128(offset))),
             Table::Scattered(memory, address) => {
                 let mut bytes = [0; DESCRIPTOR];
                 memory.read(address.saturating_add(offset as u64), &mut bytes)?;
@@ -88,7 +90,7 @@ impl Table<'_> {
 pub fn walk(table: &Window, size: u16, head: u16, buffers: &mut Buffers) -> Result<(), ChainError> {
     // The driver's stores to the table precede its store to the available index, which was loaded with acquire.
     std::sync::atomic::fence(Ordering::Acquire);
-    match walk_table(&Table::Window(table), usize::from(size), head, buffers)? {
+    match walk_table(&Table::Own(table), usize::from(size), head, buffers)? {
         None => Ok(()),
         Some(indirect) => {
             let length = indirect.length as usize;
@@ -96,12 +98,12 @@ pub fn walk(table: &Window, size: u16, head: u16, buffers: &mut Buffers) -> Resu
             if entries == 0 || !length.is_multiple_of(DESCRIPTOR) || entries > MAX_INDIRECT {
                 return Err(ChainError::Indirect);
             }
-            let memory = table.memory();
+            let memory: &GuestMemory = table.memory();
             let nested = match Window::new(memory, indirect.address, length, 1) {
-                Ok(window) => walk_table(&Table::Window(&window), entries, 0, buffers)?,
-                Err(_) => walk_table(&Table::Scattered(memory, indirect.address), entries, 0, buffers)?,
+                Ok(window) => Table::Indirect(window),
+                Err(_) => Table::Scattered(memory, indirect.address),
             };
-            match nested {
+            match walk_table(&nested, entries, 0, buffers)? {
                 None => Ok(()),
                 Some(_) => Err(ChainError::Indirect),
             }

@@ -8,6 +8,7 @@
 //! Whoever writes marks the pages dirty, after the write: a page that is fetched in between is fetched again.
 
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -155,16 +156,22 @@ fn copy_to(host: usize, buffer: &[u8]) {
     volatile(host, buffer.len()).copy_from(buffer);
 }
 
+/// What keeps guest memory mapped: nothing but these two, whose target is always the same.
+pub trait Keeps: Deref<Target = GuestMemory> {}
+
+impl Keeps for Arc<GuestMemory> {}
+impl Keeps for &GuestMemory {}
+
 /// A part of guest memory that is contiguous in this process too, such as one of the three parts of a ring.
-pub struct Window {
-    memory: Arc<GuestMemory>,
+pub struct Window<M: Keeps = Arc<GuestMemory>> {
+    memory: M,
     host: usize,
     length: usize,
 }
 
-impl Window {
+impl<M: Keeps> Window<M> {
     /// `length` bytes at `address`, which must be a multiple of `align`.
-    pub fn new(memory: &Arc<GuestMemory>, address: u64, length: usize, align: u64) -> Result<Self, Unmapped> {
+    pub fn new(memory: M, address: u64, length: usize, align: u64) -> Result<Self, Unmapped> {
         let unmapped = Unmapped {
             address,
             length: length as u64,
@@ -174,11 +181,7 @@ impl Window {
         if region.end - address < length as u64 || !(host as u64).is_multiple_of(align) {
             return Err(unmapped);
         }
-        Ok(Window {
-            memory: Arc::clone(memory),
-            host,
-            length,
-        })
+        Ok(Window { memory, host, length })
     }
 
     fn atomic(&self, offset: usize) -> Option<&AtomicU16> {
@@ -241,7 +244,7 @@ impl Window {
     }
 
     /// The memory that the window is in.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
+    pub fn memory(&self) -> &M {
         &self.memory
     }
 }

@@ -185,7 +185,9 @@ impl Worker {
             };
             self.server.serve(chain, &mut self.scratch);
             if bytes >= BYTES_PER_SIGNAL || requests >= REQUESTS_PER_SIGNAL {
-                self.ring.signal_used();
+                if self.ring.signal_used() {
+                    self.scratch.pause();
+                }
                 (bytes, requests) = (0, 0);
                 if self.shared.stop.load(Ordering::Relaxed) {
                     break;
@@ -193,6 +195,7 @@ impl Worker {
             }
         }
         self.ring.signal_used();
+        self.scratch.pause();
     }
 
     fn wait(&mut self) {

@@ -39,10 +39,11 @@ struct View {
 impl View {
     fn new(memory: &Arc<GuestMemory>, addresses: Addresses, size: u16) -> Result<Self, Unmapped> {
         let entries = usize::from(size);
+        let window = |address, length, align| Window::new(Arc::clone(memory), address, length, align);
         Ok(View {
-            descriptors: Window::new(memory, addresses.descriptors, entries * DESCRIPTOR, 16)?,
-            available: Window::new(memory, addresses.available, 6 + entries * 2, 2)?,
-            used: Window::new(memory, addresses.used, 6 + entries * 8, 4)?,
+            descriptors: window(addresses.descriptors, entries * DESCRIPTOR, 16)?,
+            available: window(addresses.available, 6 + entries * 2, 2)?,
+            used: window(addresses.used, 6 + entries * 8, 4)?,
             size,
         })
     }
@@ -431,18 +432,20 @@ impl Ring {
     /// then loads the used index; both have a full fence in between. So either it sees what was used and does not
     /// sleep, or we see its wish. Calls consider the used indexes one range after the other, without a gap, because
     /// the end of the last range is kept under the lock.
-    pub fn signal_used(&self) {
+    ///
+    /// Returns whether it was told.
+    pub fn signal_used(&self) -> bool {
         let mut state = self.state.lock();
-        self.signal(&mut state, false);
+        self.signal(&mut state, false)
     }
 
-    fn signal(&self, state: &mut State, always: bool) {
+    fn signal(&self, state: &mut State, always: bool) -> bool {
         let new = state.next_used;
         let old = state.signalled.replace(new);
         if old == Some(new) && !always {
-            return;
+            return false;
         }
-        let Some(view) = &state.view else { return };
+        let Some(view) = &state.view else { return false };
         // The used index must be visible before the driver's wish is read (VIRTIO 1.3, 2.7.10).
         fence(Ordering::SeqCst);
         let wanted = match (state.event_idx, old) {
@@ -454,10 +457,12 @@ impl Ring {
             (true, None) => true,
             (false, _) => u32::from(view.available_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0,
         };
-        if wanted && let Some(call) = &state.call {
+        let call = state.call.as_ref().filter(|_| wanted);
+        if let Some(call) = call {
             notify(call);
             self.metrics.signal();
         }
+        call.is_some()
     }
 
     /// Whether a pop would find something. Nothing but a look: what it does not see, [`Ring::unmute`] will.

@@ -178,7 +178,7 @@ fn exactly_the_pages_written_are_marked() {
     source.write_all(&[2; 10]).unwrap();
     buffers.writer(97, 100).write_from(&mut source, 100, 0).unwrap();
     assert_eq!(dirty_pages(&file), [3, 4, 2048]);
-    Window::new(&memory, MIB, 8192, 2)
+    Window::new(memory.clone(), MIB, 8192, 2)
         .unwrap()
         .store_u16(4094, 1, Ordering::Relaxed);
     assert_eq!(dirty_pages(&file), [3, 4, 256, 2048]);
@@ -219,7 +219,7 @@ fn put(memory: &GuestMemory, table: u64, entries: &[Entry]) {
 }
 
 fn walked(memory: &Arc<GuestMemory>, size: u16, head: u16) -> Result<(usize, usize), ChainError> {
-    let table = Window::new(memory, TABLE, usize::from(size) * 16, 16).unwrap();
+    let table = Window::new(memory.clone(), TABLE, usize::from(size) * 16, 16).unwrap();
     let mut buffers = Buffers::new(memory.clone());
     walk(&table, size, head, &mut buffers)?;
     Ok((buffers.readable(), buffers.writable()))
@@ -320,7 +320,7 @@ proptest! {
         let memory = memory();
         put(&memory, TABLE, &direct);
         put(&memory, 4096, &nested);
-        let table = Window::new(&memory, TABLE, 256, 16).unwrap();
+        let table = Window::new(memory.clone(), TABLE, 256, 16).unwrap();
         let mut buffers = Buffers::new(memory.clone());
         let result = walk(&table, 16, head, &mut buffers);
         prop_assert!(buffers.readable() <= 8 << 20 && buffers.writable() <= 8 << 20);

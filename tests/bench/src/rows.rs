@@ -167,6 +167,10 @@ impl Row {
         };
         let queues = peer.guest.queues() - 1;
         let depth = self.depth() * self.queues / queues;
+        // The guest talks on the first queue to find its files: not while others use it.
+        let works = (1..=queues)
+            .map(|queue| self.work(&peer.guest, top, queue))
+            .collect::<Result<Vec<_>>>()?;
         // All start together when all have warmed up.
         let (warm, start, end) = (
             Barrier::new(queues + 1),
@@ -174,18 +178,16 @@ impl Row {
             Barrier::new(queues + 1),
         );
         std::thread::scope(|scope| {
-            let running: Vec<_> = (1..=queues)
-                .map(|queue| {
+            let running: Vec<_> = (1..)
+                .zip(works)
+                .map(|(queue, mut work)| {
                     let (warm, start, end) = (&warm, &start, &end);
                     scope.spawn(move || {
-                        let prepared = self.work(&peer.guest, top, queue).and_then(|mut work| {
-                            let mut load = Load::new(&peer.guest, queue, depth, self.operation.data())?;
-                            load.run(work.as_mut(), time / 4)?;
-                            Ok((work, load))
-                        });
+                        let prepared = Load::new(&peer.guest, queue, depth, self.operation.data())
+                            .and_then(|mut load| load.run(work.as_mut(), time / 4).map(|_| load));
                         warm.wait();
                         start.wait();
-                        let outcome = prepared.and_then(|(mut work, mut load)| load.run(work.as_mut(), time));
+                        let outcome = prepared.and_then(|mut load| load.run(work.as_mut(), time));
                         end.wait();
                         outcome
                     })
@@ -244,7 +246,7 @@ impl Row {
         Ok(Some(reads as f64 / elapsed.as_secs_f64()))
     }
 
-    fn work(&self, guest: &Guest, top: &str, queue: usize) -> Result<Box<dyn Work>> {
+    fn work(&self, guest: &Guest, top: &str, queue: usize) -> Result<Box<dyn Work + Send>> {
         let path = |name: &str| format!("{top}/{name}");
         let names = |directory: &str| -> Result<Vec<(u64, Vec<u8>)>> {
             let node = guest.resolve(path(directory))?.nodeid;
@@ -309,7 +311,7 @@ impl Row {
         piece: u32,
         write: bool,
         random: Option<Random>,
-    ) -> Result<Box<dyn Work>> {
+    ) -> Result<Box<dyn Work + Send>> {
         let path = if write {
             path.replace("big", "big-rw")
         } else {
