@@ -477,3 +477,133 @@ fn files_are_limited_and_errors_name_them() {
     std::fs::write(&path, vec![b' '; MAX_TEXT + 1]).unwrap();
     assert!(matches!(Config::from_file(&path), Err(ConfigError::TooLong(_))));
 }
+
+/// Every field of the shown document that a client can set wrongly, with a value of the wrong type.
+fn leaves(value: &serde_json::Value, at: &str, found: &mut Vec<String>) {
+    if let serde_json::Value::Object(members) = value {
+        for (name, value) in members {
+            leaves(value, &format!("{at}.{name}"), found);
+        }
+    } else {
+        found.push(at.trim_start_matches('.').to_owned());
+    }
+}
+
+/// Wrong for `right`: another type than its own.
+fn of_another_type(right: &serde_json::Value) -> serde_json::Value {
+    match right {
+        serde_json::Value::String(_) => serde_json::json!(4711),
+        _ => serde_json::json!("wrong"),
+    }
+}
+
+fn lookup<'a>(value: &'a serde_json::Value, path: &str) -> &'a serde_json::Value {
+    path.split('.').fold(value, |value, key| &value[key])
+}
+
+#[test]
+fn every_field_of_generation_2_refuses_a_value_of_another_type_by_its_name() {
+    let documents = [V2_REGISTRY_PROXY, V2_LOCALFS, V2_OSS, V2_HTTP_PROXY];
+    let s3 = r#"{"version":2,"backend":{"type":"s3","s3":{"endpoint":"e","region":"r","bucket_name":"b"}},
+        "cache":{"type":"filecache","filecache":{}},"rafs":{}}"#;
+    let disk = r#"{"version":2,"backend":{"type":"localdisk","localdisk":{"device_path":"/d"}},
+        "cache":{"type":"filecache","filecache":{}},"rafs":{}}"#;
+    let mut tried = std::collections::BTreeSet::new();
+    for text in documents.into_iter().chain([s3, disk]) {
+        let given: serde_json::Value = serde_json::from_str(text).unwrap();
+        // What is shown has every field there is, whether it was given or not.
+        let mut shown = serde_json::to_value(parse(text).config).unwrap();
+        let kind = shown["backend"]["type"].as_str().unwrap().to_owned();
+        let backend = shown["backend"].as_object_mut().unwrap();
+        backend.retain(|name, _| *name == kind || name == "type");
+        let mut fields = Vec::new();
+        leaves(&shown, "", &mut fields);
+        for field in fields {
+            // Objects that are null here are tried where they are given.
+            if matches!(field.as_str(), "cache.fscache" | "overlay" | "external_backends") {
+                continue;
+            }
+            let mut document = given.clone();
+            let wrong = of_another_type(lookup(&shown, &field));
+            put(&mut document, &field, wrong.clone());
+            if lookup(&shown, &field).is_null() {
+                put(&mut document, &field, serde_json::json!(4711));
+            }
+            let refusal = refusal(&document.to_string());
+            assert!(refusal.contains(&field), "{field}: {refusal}");
+            assert!(
+                refusal.contains("expected") || refusal.contains("allowed"),
+                "{field}: what is allowed is not said: {refusal}"
+            );
+            tried.insert(field);
+        }
+    }
+    assert!(tried.len() > 60, "{}", tried.len());
+}
+
+#[test]
+fn every_field_of_generation_1_refuses_a_value_of_another_type_by_its_name() {
+    let mut full: serde_json::Value = serde_json::from_str(V1_REGISTRY).unwrap();
+    for (field, value) in [
+        ("iostats_files", serde_json::json!(false)),
+        ("access_pattern", serde_json::json!(false)),
+        ("latest_read_files", serde_json::json!(false)),
+        ("fs_prefetch.bandwidth_rate", serde_json::json!(0)),
+        ("fs_prefetch.stream_prefetch", serde_json::json!(false)),
+        ("device.cache.compressed", serde_json::json!(false)),
+        ("device.cache.validate", serde_json::json!(false)),
+        ("device.backend.config.registry_token", serde_json::json!("t")),
+        ("device.backend.config.proxy.url", serde_json::json!("http://p")),
+        ("device.backend.config.ca_cert_files", serde_json::json!([])),
+    ] {
+        put(&mut full, field, value);
+    }
+    parse(&full.to_string());
+    let mut fields = Vec::new();
+    leaves(&full, "", &mut fields);
+    // A hint without a meaning may be anything.
+    fields.retain(|field| !field.ends_with("readahead"));
+    assert!(fields.len() > 30, "{}", fields.len());
+    for field in fields {
+        let mut document = full.clone();
+        put(&mut document, &field, of_another_type(lookup(&full, &field)));
+        let refusal = refusal(&document.to_string());
+        assert!(refusal.contains(&field), "{field}: {refusal}");
+        assert!(
+            refusal.contains("expected") || refusal.contains("allowed"),
+            "{field}: {refusal}"
+        );
+    }
+}
+
+#[test]
+fn what_the_packaging_ships_is_understood() {
+    let template = include_str!("../packaging/snapshotter/nydusd-config.json");
+    // The snapshotter adds the registry and the repository.
+    let mut template: serde_json::Value = serde_json::from_str(template).unwrap();
+    put(&mut template, "device.backend.config.host", "h".into());
+    put(&mut template, "device.backend.config.repo", "r".into());
+    assert_eq!(parse(&template.to_string()).unknown, Vec::<String>::new());
+    for (text, hypervisor) in [
+        (include_str!("../packaging/kata/50-rafsd-go-qemu.toml"), "qemu"),
+        (include_str!("../packaging/kata/50-rafsd-go-clh.toml"), "clh"),
+        (
+            include_str!("../packaging/kata/50-rafsd-runtime-rs-qemu.toml"),
+            "qemu",
+        ),
+        (
+            include_str!("../packaging/kata/50-rafsd-runtime-rs-cloud-hypervisor.toml"),
+            "cloud-hypervisor",
+        ),
+    ] {
+        let drop_in: toml::Value = toml::from_str(text).unwrap();
+        let section = &drop_in["hypervisor"][hypervisor];
+        assert_eq!(section["shared_fs"].as_str(), Some("virtio-fs-nydus"));
+        assert_eq!(section["virtio_fs_daemon"].as_str(), Some("/usr/local/bin/rafsd"));
+        assert_eq!(
+            section["valid_virtio_fs_daemon_paths"][0],
+            section["virtio_fs_daemon"]
+        );
+    }
+    toml::from_str::<toml::Value>(include_str!("../packaging/snapshotter/config.toml")).unwrap();
+}
