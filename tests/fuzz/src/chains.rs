@@ -104,7 +104,7 @@ fn table(machine: &Machine, script: &mut Script<'_>, number: usize) -> Descripto
 
 /// Makes the chains available that `input` says; all of them must come back, and the device must serve on.
 pub fn run(input: &[u8]) {
-    let machine = machine();
+    let machine = &*machine();
     let mut script = Script::new(input);
     requests(machine, &mut script);
     let mut sent = 0;

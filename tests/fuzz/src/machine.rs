@@ -4,7 +4,7 @@
 //! input is done when everything that it made available has come back, however bad it was.
 
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rafsd::mounts::{Instance, MountOptions, Mounts};
@@ -144,8 +144,10 @@ impl Machine {
     }
 }
 
-/// The machine of this process.
-pub(crate) fn machine() -> &'static Machine {
-    static MACHINE: std::sync::OnceLock<Machine> = std::sync::OnceLock::new();
-    MACHINE.get_or_init(Machine::start)
+/// The machine of this process, for one input at a time.
+pub(crate) fn machine() -> MutexGuard<'static, Machine> {
+    static MACHINE: OnceLock<Mutex<Machine>> = OnceLock::new();
+    let machine = MACHINE.get_or_init(|| Mutex::new(Machine::start()));
+    // A test that failed has said so.
+    machine.lock().unwrap_or_else(PoisonError::into_inner)
 }

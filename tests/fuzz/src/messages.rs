@@ -220,7 +220,7 @@ fn check(machine: &Machine, message: &Message, used: u32) {
 
 /// Sends what `input` says, and looks at the answers.
 pub fn run(input: &[u8]) {
-    let machine = machine();
+    let machine = &*machine();
     let mut script = Script::new(input);
     let mut sent = Vec::new();
     for number in 0..REQUESTS {
