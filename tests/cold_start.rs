@@ -1,0 +1,216 @@
+//! The start of a container from an image of which nothing is local: some three hundred files that lie all over it.
+//!
+//! What is asserted are requests and bytes; times are printed (`--no-capture`), for they are the machine's.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use backend::config::{HttpConfig, RegistryConfig, Scheme};
+use backend::store::{CacheConfig, PrefetchOptions, SourceConfig, Store, StoreOptions};
+use rafs::build::{Options as BuildOptions, build_directory};
+use rafs::fs::{Options, RafsFs};
+use rafs::trace::Trace;
+use rafsd::tool::serve::{Options as ServeOptions, Server};
+use tempfile::TempDir;
+
+const DIRECTORIES: usize = 40;
+const FILES: usize = 40;
+/// Every fifth file is read.
+const STEP: usize = 5;
+
+/// Text of 1 to 40 KiB that compresses about as programs do.
+fn content(number: usize) -> Vec<u8> {
+    let mut state = number as u64 + 1;
+    let size = 1024 + number * 7919 % (39 << 10);
+    let mut data = Vec::with_capacity(size + 16);
+    while data.len() < size {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        data.extend_from_slice(&(state >> 24).to_le_bytes()[..5]);
+        data.extend_from_slice(b"    self.");
+    }
+    data.truncate(size);
+    data
+}
+
+fn name(number: usize) -> String {
+    format!(
+        "/lib/package-{:02}/module-{:02}.py",
+        number / FILES,
+        number % FILES
+    )
+}
+
+struct Site {
+    image: TempDir,
+    server: Server,
+}
+
+fn site() -> Site {
+    let image = TempDir::new().unwrap();
+    let tree = image.path().join("tree");
+    for directory in 0..DIRECTORIES {
+        fs::create_dir_all(tree.join(format!("lib/package-{directory:02}"))).unwrap();
+    }
+    for number in 0..DIRECTORIES * FILES {
+        fs::write(tree.join(name(number).trim_start_matches('/')), content(number)).unwrap();
+    }
+    build_directory(&tree, &image.path().join("image"), &BuildOptions::default(), &()).unwrap();
+    let server = Server::start(ServeOptions {
+        directories: vec![image.path().join("image")],
+        ..ServeOptions::default()
+    })
+    .unwrap();
+    Site { image, server }
+}
+
+/// A daemon's part of it: a store, and the image mounted.
+struct Mount {
+    store: Store,
+    image: Arc<RafsFs>,
+}
+
+impl Site {
+    fn mount(&self, cache: &Path) -> Mount {
+        let source = SourceConfig::Registry(RegistryConfig {
+            host: self.server.addr().to_string(),
+            repo: "debian/python".into(),
+            scheme: Scheme::Http,
+            http: HttpConfig {
+                timeout: Duration::from_secs(60),
+                ..HttpConfig::default()
+            },
+            ..RegistryConfig::default()
+        });
+        let store = Store::new(StoreOptions::default()).unwrap();
+        let cache = CacheConfig::new(cache);
+        let open = &mut |blob| store.open_blob(blob, &source, &cache);
+        let image = RafsFs::open(
+            &self.image.path().join("image/bootstrap"),
+            Options::default(),
+            open,
+        )
+        .unwrap();
+        Mount {
+            image: Arc::new(image),
+            store,
+        }
+    }
+
+    /// Requests and bytes since the last call.
+    fn traffic(&self) -> (usize, u64) {
+        let requests = self.server.requests();
+        self.server.clear_requests();
+        (requests.len(), requests.iter().map(|request| request.bytes).sum())
+    }
+}
+
+impl Mount {
+    /// Reads the start set, so many files at a time; tells how long that took.
+    fn start(&self, depth: usize) -> Duration {
+        let begin = Instant::now();
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..depth {
+                scope.spawn(|| {
+                    loop {
+                        let number = next.fetch_add(STEP, Ordering::Relaxed);
+                        if number >= DIRECTORIES * FILES {
+                            return;
+                        }
+                        let expected = content(number);
+                        let file = self
+                            .image
+                            .reader()
+                            .at_path(name(number).as_bytes())
+                            .unwrap()
+                            .unwrap();
+                        let mut data = vec![0; expected.len() + 10];
+                        let deadline = Instant::now() + Duration::from_secs(120);
+                        let size = self.image.read_waiting(file.id, 0, &mut data, deadline).unwrap();
+                        assert!(data[..size] == expected, "{}", name(number));
+                    }
+                });
+            }
+        });
+        begin.elapsed()
+    }
+
+    /// Compressed bytes of the chunks of a trace.
+    fn needed(&self, trace: &Trace) -> u64 {
+        let blobs = self.image.blobs();
+        let chunk = |id: &String, index: &u32| {
+            let blob = blobs.iter().find(|blob| blob.description().id == *id).unwrap();
+            u64::from(blob.description().index.chunk(*index).unwrap().compressed_size)
+        };
+        trace
+            .parts
+            .iter()
+            .flat_map(|(id, chunks)| chunks.iter().map(move |index| chunk(id, index)))
+            .sum()
+    }
+}
+
+#[test]
+fn a_replayed_trace_costs_few_requests_and_few_bytes() {
+    let site = site();
+    let set = |latency| {
+        let fault = format!("latency={latency}");
+        site.server.set_fault(fault.parse().unwrap());
+    };
+    eprintln!("latency ms | depth | cold s, requests, KiB | with the trace s, requests, KiB | warm s");
+    let mut trace: Option<Trace> = None;
+    for (latency, depth) in [(5, 1), (20, 8)] {
+        set(latency);
+        let cache = TempDir::new().unwrap();
+        let cold = site.mount(cache.path());
+        cold.image.start_trace();
+        site.traffic();
+        let cold_time = cold.start(depth);
+        let (cold_requests, cold_bytes) = site.traffic();
+        let recorded = cold.image.trace().to_string().parse::<Trace>().unwrap();
+        let needed = cold.needed(&recorded);
+        drop(cold);
+        let warm_time = site.mount(cache.path()).start(depth);
+        assert_eq!(site.traffic().0, 0, "warm");
+
+        let cache = TempDir::new().unwrap();
+        let replayed = site.mount(cache.path());
+        let begin = Instant::now();
+        let options = PrefetchOptions {
+            size: 4 << 20,
+            ..PrefetchOptions::default()
+        };
+        let trace: &Trace = trace.get_or_insert(recorded);
+        let prefetch = replayed.store.prefetch(trace.wishes(&replayed.image), options);
+        while prefetch.progress().ended.is_none() {
+            assert!(begin.elapsed() < Duration::from_secs(120));
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        replayed.start(depth);
+        let trace_time = begin.elapsed();
+        let (requests, bytes) = site.traffic();
+        eprintln!(
+            "{latency} | {depth} | {:.2}, {cold_requests}, {} | {:.2}, {requests}, {} (needed {}) | {:.2}",
+            cold_time.as_secs_f64(),
+            cold_bytes >> 10,
+            trace_time.as_secs_f64(),
+            bytes >> 10,
+            needed >> 10,
+            warm_time.as_secs_f64(),
+        );
+        assert!(requests <= 8, "{requests} requests");
+        assert!(bytes * 10 <= needed * 11, "{bytes} bytes for {needed}");
+    }
+}
