@@ -75,6 +75,12 @@ test-guest-full: packages-build packages-guest ## Run the long guest tests: newe
 test-long: packages-build ## Send the device ten million random and hostile requests (half an hour)
 	$(CARGO) test --release --package rafsd --test virtqueues -- --ignored --nocapture
 
+.PHONY: test-posix
+test-posix: packages-build packages-guest ## Run pjdfstest and fsx in a guest, on rafsd, virtiofsd (after make peers) and the host
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) install --locked --root target/posix \
+		--target $(shell rustc -vV | sed -n 's/^host: //p') pjdfstest fsx
+	$(RUN_TESTS) --package rafsd --test guest_posix $(ONLY_IGNORED)
+
 .PHONY: test-many
 test-many: packages-build ## Look a million files up, and compare with virtiofsd at length (after make peers)
 	$(RUN_TESTS) --package rafsd --test daemon $(ONLY_IGNORED) -- million very_many
