@@ -174,10 +174,10 @@ fn plausible(record: &ChunkRecord, blobs: &[BlobFacts], chunk_size: u32) -> bool
     (1..=chunk_size.min(MAX_CHUNK_SIZE)).contains(&size)
         && record.flags.get() & !ChunkFlags::KNOWN == 0
         && record.index.get()
-            < if blob.chunk_count == 0 {
-                MAX_CHUNKS
-            } else {
-                blob.chunk_count
+            < match blob.chunk_count {
+                // The largest number says how many there are, and that is paid for.
+                0 => MAX_CHUNKS / u32::try_from(blobs.len()).unwrap_or(MAX_CHUNKS),
+                count => count,
             }
         && end.is_some_and(|end| {
             end <= match blob.uncompressed_size {

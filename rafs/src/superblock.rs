@@ -13,6 +13,9 @@ use crate::error::{Damaged, Refused};
 use crate::layout::Flags;
 use crate::layout::blob::Features;
 
+/// Most chunks that all blobs of an image have together. Each costs a mount some bytes, whether or not the image refers to it.
+const MAX_TOTAL_CHUNKS: u64 = 1 << 25;
+
 /// A table of the bootstrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -111,10 +114,20 @@ pub struct ChunkInfoFacts {
 impl Superblock {
     /// Reads and checks superblock and tables. `path` names the file that the bootstrap came from.
     pub(crate) fn read(bootstrap: &Bootstrap, path: &Path) -> Result<Self, Refused> {
-        match bootstrap.version() {
+        let superblock = match bootstrap.version() {
             Version::V5 => v5::read(bootstrap, path),
             Version::V6 => v6::read(bootstrap, path),
+        }?;
+        let chunks: u64 = superblock
+            .blobs
+            .iter()
+            .map(|blob| u64::from(blob.chunk_count))
+            .sum();
+        if chunks > MAX_TOTAL_CHUNKS {
+            let reason = "its blobs have more than 2^25 chunks together";
+            return Err(Damaged::new("blob table", superblock.blob_table.offset, reason).into());
         }
+        Ok(superblock)
     }
 }
 

@@ -305,6 +305,50 @@ fn a_blob_that_says_no_size_is_no_larger_than_any_blob() {
     assert!(blob.uncompressed_size < 1 << 40, "{:#x}", blob.uncompressed_size);
 }
 
+#[test]
+fn blobs_with_more_chunks_than_memory_is_given_to_are_refused() {
+    // Two layers, so that there are two blobs.
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for name in ["lower", "upper", "third"] {
+        fs::create_dir(path(name)).unwrap();
+        fs::write(path(name).join(name), name).unwrap();
+    }
+    let mut parent = None;
+    for name in ["lower", "upper", "third"] {
+        let options = Options {
+            parent: parent.clone(),
+            threads: 1,
+            ..Options::default()
+        };
+        let image = path(&format!("image-{name}"));
+        build_directory(&path(name), &image, &options, &()).unwrap();
+        parent = Some(image.join("bootstrap"));
+    }
+    let image = parent.unwrap();
+    let table = Reader::open(&image).unwrap().superblock().blob_table;
+    assert_eq!(table.entries, 3);
+    let mut bytes = fs::read(&image).unwrap();
+    let mut set = |blob: usize, chunks: u32| {
+        let at = table.offset as usize + blob * size_of::<BlobEntry>();
+        let size = 16 * u64::from(chunks);
+        for (field, value) in [
+            (offset_of!(BlobEntry, chunk_count), &chunks.to_le_bytes()[..]),
+            (offset_of!(BlobEntry, ci_uncompressed_size), &size.to_le_bytes()),
+        ] {
+            bytes[at + field..][..value.len()].copy_from_slice(value);
+        }
+        fs::write(path("changed"), &bytes).unwrap();
+        Reader::open(&path("changed"))
+    };
+    set(0, 1 << 24).unwrap();
+    set(1, (1 << 24) - 1).unwrap();
+    let Err(refused) = set(2, 2) else {
+        panic!("more than 2^25 chunks");
+    };
+    assert!(support::chain(&refused).contains("2^25"), "{refused}");
+}
+
 /// Looks at everything that a damaged image still gives. Must end, and must not panic.
 fn explore(reader: &Reader) {
     reader.check(&mut |_, _| {});

@@ -3,6 +3,11 @@
 //! Two passes. The first gives every inode its place, in the order of [`Tree::directories`]; small directories
 //! and symlinks get their data right behind the inode, larger ones whole blocks. The second writes, now that
 //! every node id is known. Offsets of the first pass count from the metadata base, that is from node id 0.
+//!
+//! * `allocate`: where there is room. `names`: entries of directories, cut into blocks.
+
+mod allocate;
+mod names;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -19,12 +24,12 @@ use super::Parts;
 use super::error::BuildError;
 use super::tree::{Content, Inode, InodeId, Numbers, Tree};
 use super::xattr;
+use allocate::Allocator;
+use names::{Name, blocks_of, directory_size, sorted_names};
 
 const BLOCK: u64 = 1 << v6::BLOCK_BITS;
 /// The root is one block behind the metadata base, so that its node id is not 0.
 const ROOT_OFFSET: u64 = BLOCK;
-/// Slots of [`Allocator`] in a block.
-const SLOTS: usize = (BLOCK / v6::NID_UNIT) as usize;
 /// Alignment of blobs in the flat address space of a single-device image.
 const MAPPED_ALIGNMENT: u64 = 0x8_0000;
 
@@ -178,77 +183,6 @@ impl Image {
     fn put(&mut self, offset: u64, bytes: &[u8]) {
         let offset = offset as usize;
         self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
-    }
-}
-
-/// Places for inodes and data. Rests of blocks that something did not fit into are kept and used again.
-struct Allocator {
-    cursor: u64,
-    /// Offsets of free rests, by their number of slots.
-    free: Vec<Vec<u64>>,
-}
-
-impl Allocator {
-    fn new() -> Self {
-        Self {
-            cursor: ROOT_OFFSET,
-            free: vec![Vec::new(); SLOTS],
-        }
-    }
-
-    /// The smallest rest that `size` bytes fit into; what is left of it stays free.
-    fn take_rest(&mut self, size: u64) -> Option<u64> {
-        let slots = size.div_ceil(v6::NID_UNIT) as usize;
-        let (found, offset) = (slots..SLOTS).find_map(|n| Some((n, self.free.get_mut(n)?.pop()?)))?;
-        self.give_rest(offset + slots as u64 * v6::NID_UNIT, found - slots);
-        Some(offset)
-    }
-
-    fn give_rest(&mut self, offset: u64, slots: usize) {
-        if slots > 0
-            && let Some(rests) = self.free.get_mut(slots)
-        {
-            rests.push(offset);
-        }
-    }
-
-    fn advance(&mut self, size: u64) -> u64 {
-        let offset = self.cursor;
-        self.cursor = align(offset + size, v6::NID_UNIT);
-        offset
-    }
-
-    fn next_block(&mut self) {
-        let next = align(self.cursor, BLOCK);
-        self.give_rest(self.cursor, ((next - self.cursor) / v6::NID_UNIT) as usize);
-        self.cursor = next;
-    }
-
-    /// Room that may cross a block boundary.
-    fn inode(&mut self, size: u64) -> u64 {
-        match self.take_rest(size) {
-            Some(offset) => offset,
-            None => self.advance(size),
-        }
-    }
-
-    /// Room inside one block.
-    fn within_block(&mut self, size: u64) -> u64 {
-        match self.take_rest(size) {
-            Some(offset) => offset,
-            None => {
-                if self.cursor % BLOCK + size > BLOCK {
-                    self.next_block();
-                }
-                self.advance(size)
-            }
-        }
-    }
-
-    /// Whole blocks.
-    fn blocks(&mut self, size: u64) -> u64 {
-        self.next_block();
-        self.advance(align(size, BLOCK))
     }
 }
 
@@ -514,66 +448,6 @@ fn inode_head_size(inode: &Inode) -> Result<u64, BuildError> {
 
 fn chunk_array_offset(head: u64) -> u64 {
     align(head, size_of::<ChunkAddress>() as u64)
-}
-
-/// Entry of a directory, including the two that the tree does not hold.
-enum Name<'t> {
-    This,
-    Parent,
-    Child(&'t super::tree::Entry),
-}
-
-impl Name<'_> {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::This => b".",
-            Self::Parent => b"..",
-            Self::Child(entry) => &entry.name,
-        }
-    }
-}
-
-/// `.` and `..` take part in the sort: ` x` comes before them.
-fn sorted_names(inode: &Inode) -> Vec<Name<'_>> {
-    let mut names: Vec<Name<'_>> = inode.entries().iter().map(Name::Child).collect();
-    for name in [Name::This, Name::Parent] {
-        let at = names.partition_point(|other| other.bytes() < name.bytes());
-        names.insert(at, name);
-    }
-    names
-}
-
-/// Cuts entries into blocks: the next one begins where an entry and its name do not fit any more.
-fn blocks_of<'n, 't>(names: &'n [Name<'t>]) -> Vec<&'n [Name<'t>]> {
-    let mut blocks = Vec::new();
-    let mut rest = names;
-    while !rest.is_empty() {
-        let mut used = 0;
-        let fit = rest
-            .iter()
-            .position(|name| {
-                used += entry_size(name);
-                used > BLOCK
-            })
-            .unwrap_or(rest.len());
-        let (block, next) = rest.split_at(fit);
-        blocks.push(block);
-        rest = next;
-    }
-    blocks
-}
-
-fn entry_size(name: &Name<'_>) -> u64 {
-    (size_of::<Dirent>() + name.bytes().len()) as u64
-}
-
-fn directory_size(inode: &Inode) -> u64 {
-    let names = sorted_names(inode);
-    let blocks = blocks_of(&names);
-    let last: u64 = blocks
-        .last()
-        .map_or(0, |block| block.iter().map(entry_size).sum());
-    (blocks.len() as u64).saturating_sub(1) * BLOCK + last
 }
 
 fn file_type(inode: &Inode) -> u8 {
