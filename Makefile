@@ -69,7 +69,7 @@ test-faults: packages-build ## Run the whole fault matrix of docs/reliability.md
 
 .PHONY: test-guest-full
 test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
-	$(RUN_TESTS) --package rafsd --test 'guest_lifecycle' $(ONLY_IGNORED)
+	$(RUN_TESTS) --package rafsd --test guest_lifecycle --test guest_kata $(ONLY_IGNORED)
 
 .PHONY: test-long
 test-long: packages-build ## Send the device ten million random and hostile requests (half an hour)

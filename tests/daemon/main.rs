@@ -10,6 +10,7 @@ mod against_virtiofsd;
 mod api;
 mod command_line;
 mod counters;
+mod crowd;
 mod fuse;
 mod images;
 mod lifecycle;
