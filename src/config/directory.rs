@@ -37,7 +37,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Reads the text of a request; none at all is fine.
+    /// Reads the text of a request; none at all is fine. So is the configuration of an image, which clients pass along with
+    /// every mount and which says nothing of a directory.
     ///
     /// # Errors
     ///
@@ -46,7 +47,12 @@ impl Directory {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        serde_json::from_str(text).map_err(|error| format!("config of a directory: {error}"))
+        let refuse = |error: serde_json::Error| format!("config of a directory: {error}");
+        let value: Value = serde_json::from_str(text).map_err(refuse)?;
+        if value.get("backend").is_some() || value.get("device").is_some() {
+            return Ok(Self::default());
+        }
+        serde_json::from_value(value).map_err(refuse)
     }
 
     /// Keys that mean nothing here.
@@ -185,6 +191,8 @@ mod tests {
         ] {
             assert!(options(text).unwrap_err().contains(part), "{text}");
         }
+        let image = r#"{"version":2,"backend":{"type":"localfs"},"cache":{"type":"blobcache"}}"#;
+        assert!(options(image).unwrap().cache == CachePolicy::default());
         let parsed = Directory::parse(r#"{"locks":true,"lock":true,"cash":1}"#).unwrap();
         assert_eq!(parsed.unknown().collect::<Vec<_>>(), ["cash", "lock"]);
     }
