@@ -17,6 +17,8 @@ PACKAGES_FUZZ := g++
 # Servers that sources are tested against; without them those tests say SKIPPED.
 PACKAGES_SOURCES := docker-registry apache2-utils
 PACKAGES_GUEST := qemu-system-x86 debootstrap xz-utils zstd
+# What tests call: kill, and Python for readers of images and archives that are not ours.
+PACKAGES_TEST := procps python3
 # What scrapes and checks our metrics.
 PACKAGES_MONITORING := prometheus
 # For building the peers that benchmarks compare with.
@@ -28,7 +30,7 @@ ifeq ($(NEXTEST),yes)
 RUN_TESTS = $(CARGO) nextest run
 ONLY_IGNORED = --run-ignored only
 else
-RUN_TESTS = $(CARGO) test
+RUN_TESTS = $(CARGO) test --no-fail-fast
 ONLY_IGNORED = -- --ignored
 endif
 
@@ -72,7 +74,7 @@ test-guest-full: packages-build packages-guest ## Run the long guest tests: newe
 	$(RUN_TESTS) --package rafsd --test guest_lifecycle --test guest_kata $(ONLY_IGNORED)
 
 .PHONY: test-long
-test-long: packages-build ## Send the device ten million random and hostile requests (half an hour)
+test-long: packages-build packages-guest ## Send the device ten million random and hostile requests (half an hour)
 	$(CARGO) test --release --package rafsd --test virtqueues -- --ignored --nocapture
 
 .PHONY: test-posix
@@ -82,8 +84,9 @@ test-posix: packages-build packages-guest ## Run pjdfstest and fsx in a guest, o
 	$(RUN_TESTS) --package rafsd --test guest_posix $(ONLY_IGNORED)
 
 .PHONY: test-many
-test-many: packages-build ## Look a million files up, and compare with virtiofsd at length (after make peers)
+test-many: packages-build packages-guest ## Look a million files up, and compare with virtiofsd at length (after make peers)
 	$(RUN_TESTS) --package rafsd --test daemon $(ONLY_IGNORED) -- million very_many
+
 .PHONY: test-monitoring
 test-monitoring: packages-build ## Check the alert rules and scrape the metrics with Prometheus
 	tests/guest/packages $(PACKAGES_MONITORING)
@@ -149,4 +152,4 @@ packages-sources:
 
 .PHONY: packages-guest
 packages-guest:
-	@tests/guest/packages $(PACKAGES_GUEST)
+	@tests/guest/packages $(PACKAGES_GUEST) $(PACKAGES_TEST)
