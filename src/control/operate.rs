@@ -9,8 +9,9 @@ use backend::store::Blob;
 use kata::control::Control;
 use kata::control::ControlError;
 use kata::control::operate::{
-    AwaitedData, BlobStatus, CachePolicy, DeviceCounters, DrainRequest, Drained, Histogram, ImageStatus,
-    LatencyClass, LiveRequest, MountLatencies, MountStatus, Operate, Overview, PrefetchStatus, Residency,
+    AccessTrace, AwaitedData, BlobStatus, CachePolicy, DeviceCounters, DrainRequest, Drained, Histogram,
+    ImageStatus, LatencyClass, LiveRequest, MountLatencies, MountStatus, Operate, Overview, PrefetchStatus,
+    Residency,
 };
 use rafs::fs::RafsFs;
 
@@ -178,6 +179,31 @@ impl Operate for DaemonControl {
         })
     }
 
+    fn start_trace(&self, mountpoint: &str) -> Result<(), ControlError> {
+        let (mountpoint, image) = self.traceable(mountpoint)?;
+        image.start_trace();
+        tracing::info!("{mountpoint}: recording an access trace");
+        Ok(())
+    }
+
+    fn stop_trace(&self, mountpoint: &str) -> Result<(), ControlError> {
+        let (mountpoint, image) = self.traceable(mountpoint)?;
+        image.stop_trace();
+        tracing::info!("{mountpoint}: no longer recording an access trace");
+        Ok(())
+    }
+
+    fn trace(&self, mountpoint: &str) -> Result<AccessTrace, ControlError> {
+        let (mountpoint, image) = self.traceable(mountpoint)?;
+        let trace = image.trace();
+        Ok(AccessTrace {
+            mountpoint,
+            recording: image.tracing(),
+            chunks: trace.chunks(),
+            trace: trace.to_string(),
+        })
+    }
+
     fn drain(&self, request: DrainRequest) -> Drained {
         self.draining.store(true, Ordering::SeqCst);
         tracing::info!("draining: new mounts are refused");
@@ -214,6 +240,22 @@ impl DaemonControl {
     /// What the device has counted.
     pub(super) fn device(&self) -> Snapshot {
         self.requests.get().map(Requests::metrics).unwrap_or_default()
+    }
+
+    /// The image at `mountpoint`, whose accesses can be recorded, and its path.
+    fn traceable(&self, mountpoint: &str) -> Result<(String, Arc<RafsFs>), ControlError> {
+        let mountpoint = mountpoint_of(mountpoint)?;
+        let mounts = self
+            .table
+            .all(|_, mounted: &Mounted| mounted.image.as_ref().map(|image| image.instance.upgrade()));
+        match mounts.into_iter().find(|(path, _)| *path == mountpoint) {
+            Some((_, Some(Some(image)))) => Ok((mountpoint, image)),
+            Some((_, None)) => Err(ControlError::bad_request(format!(
+                "a directory is mounted at {mountpoint}; only images have access traces"
+            ))),
+            // Its last reference went just now.
+            Some((_, Some(None))) | None => Err(not_found(format!("nothing is mounted at {mountpoint}"))),
+        }
     }
 
     /// Images by mountpoint.

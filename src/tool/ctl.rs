@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use kata::client::{Client, encoded};
 use serde_json::{Value, json};
 
@@ -68,6 +68,13 @@ enum Command {
         /// The file, inside the image.
         path: String,
     },
+    /// Record which chunks of an image are read first.
+    Trace {
+        /// What to do.
+        action: TraceAction,
+        /// Where the image is mounted.
+        mountpoint: String,
+    },
     /// New credentials for the source of an image, read from stdin: user:password.
     Credentials {
         /// Where the image is mounted.
@@ -96,6 +103,16 @@ enum Command {
         #[arg(short = 'n', long, default_value_t = 0)]
         count: u64,
     },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TraceAction {
+    /// Begin, and forget what was recorded before.
+    Start,
+    /// End, and keep what was recorded until the image is unmounted.
+    Stop,
+    /// Print what was recorded so far.
+    Show,
 }
 
 /// Runs the subcommand.
@@ -149,6 +166,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
                     return print(&text);
                 },
             )
+        }
+        Command::Trace { action, mountpoint } => {
+            let target = own("trace") + &of(&Some(mountpoint.clone()));
+            match action {
+                TraceAction::Start => (client.ask("PUT", &target, None)?, show::nothing),
+                TraceAction::Stop => (client.ask("DELETE", &target, None)?, show::nothing),
+                TraceAction::Show => (get(target)?, show::trace),
+            }
         }
         Command::Credentials { mountpoint } => {
             let target = own("credentials") + &of(&Some(mountpoint.clone()));

@@ -239,6 +239,66 @@ fn mounts_latencies_and_residency() {
 }
 
 #[test]
+fn an_access_trace_has_the_chunks_in_the_order_of_their_first_read() {
+    let scene = Scene::start(&[]);
+    let guest = scene.boot();
+    let trace = || scene.get("/api/rafsd/v1/trace?mountpoint=/m");
+    assert_eq!(guest.read_file("/m/hello").unwrap(), b"hello");
+    assert_eq!(
+        trace(),
+        json!({"mountpoint": "/m", "recording": false, "chunks": 0, "trace": "rafsd-trace 1\n"})
+    );
+
+    let tool = guest.resolve("/m/usr/bin/tool").unwrap().nodeid;
+    ctl(&scene.daemon, &["trace", "start", "/m"]);
+    // The last chunk of the tool, the other file, the first chunk, and the last one again.
+    guest.read(tool, 0, 2 << 20, 4096).unwrap();
+    assert_eq!(guest.read_file("/m/hello").unwrap(), b"hello");
+    guest.read(tool, 0, 0, 4096).unwrap();
+    guest.read(tool, 0, 2 << 20, 4096).unwrap();
+    let recorded = trace();
+    assert_eq!(
+        (&recorded["recording"], &recorded["chunks"]),
+        (&json!(true), &json!(3))
+    );
+    let text = recorded["trace"].as_str().unwrap();
+    let parsed: rafs::trace::Trace = text.parse().unwrap();
+    let order: Vec<u32> = parsed
+        .parts
+        .iter()
+        .flat_map(|(_, chunks)| chunks.clone())
+        .collect();
+    let [last, hello, first] = order.as_slice() else {
+        panic!("{text}")
+    };
+    assert_eq!(*last, first + 2, "{text}");
+    assert!(!(*first..=*last).contains(hello), "{text}");
+    assert_eq!(ctl(&scene.daemon, &["trace", "show", "/m"]), text);
+
+    // What was recorded outlives the end of the recording, and nothing is added.
+    ctl(&scene.daemon, &["trace", "stop", "/m"]);
+    guest.read(tool, 0, 1 << 20, 4096).unwrap();
+    let stopped = trace();
+    assert_eq!(
+        (&stopped["recording"], &stopped["trace"]),
+        (&json!(false), &recorded["trace"])
+    );
+    // A new recording begins from nothing.
+    ctl(&scene.daemon, &["trace", "start", "/m"]);
+    assert_eq!(trace()["chunks"], 0);
+
+    for method in ["GET", "PUT", "DELETE"] {
+        for (mountpoint, status) in [("/c", 400), ("/nothing", 404)] {
+            let target = format!("/api/rafsd/v1/trace?mountpoint={mountpoint}");
+            let message = scene.daemon.ask(method, &target, "").error(status);
+            assert!(message.contains(mountpoint), "{message}");
+        }
+    }
+    drop(guest);
+    scene.daemon.terminate();
+}
+
+#[test]
 fn counters_for_prometheus_on_both_sockets() {
     let port = {
         // Free a moment ago; nobody else is likely to take it within the next one.

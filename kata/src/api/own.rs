@@ -32,6 +32,20 @@ pub(super) fn residency(control: &dyn Control, call: &Call) -> Result<Reply, Con
     Reply::json(&control.residency(&call.required("mountpoint")?, &call.required("path")?)?)
 }
 
+pub(super) fn start_trace(control: &dyn Control, call: &Call) -> Result<Reply, ControlError> {
+    control.start_trace(&call.required("mountpoint")?)?;
+    Ok(Reply::nothing())
+}
+
+pub(super) fn stop_trace(control: &dyn Control, call: &Call) -> Result<Reply, ControlError> {
+    control.stop_trace(&call.required("mountpoint")?)?;
+    Ok(Reply::nothing())
+}
+
+pub(super) fn trace(control: &dyn Control, call: &Call) -> Result<Reply, ControlError> {
+    Reply::json(&control.trace(&call.required("mountpoint")?)?)
+}
+
 pub(super) fn credentials(control: &dyn Control, call: &Call) -> Result<Reply, ControlError> {
     let mountpoint = call.required("mountpoint")?;
     let NewCredentials { registry_auth } = call.json()?;

@@ -116,7 +116,7 @@ fn of<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
 }
 
 /// Everything. The API of the incumbent comes first, then our own. Paths are matched as they stand.
-pub(super) static ROUTES: [Route; 35] = [
+pub(super) static ROUTES: [Route; 38] = [
     Route::get(
         "/api/v1/daemon",
         daemon::info,
@@ -258,6 +258,26 @@ pub(super) static ROUTES: [Route; 35] = [
     )
     .query(&[("mountpoint", true), ("path", true)])
     .gives(of::<operate::Residency>),
+    Route::get(
+        "/api/rafsd/v1/trace",
+        own::trace,
+        "Which chunks of an image were read first",
+    )
+    .query(&[("mountpoint", true)])
+    .gives(of::<operate::AccessTrace>),
+    Route::put(
+        "/api/rafsd/v1/trace",
+        own::start_trace,
+        "Begin to record the first reads of an image, from nothing",
+    )
+    .query(&[("mountpoint", true)]),
+    Route::new(
+        "DELETE",
+        "/api/rafsd/v1/trace",
+        own::stop_trace,
+        "End the recording, and keep what was recorded",
+    )
+    .query(&[("mountpoint", true)]),
     Route::put(
         "/api/rafsd/v1/credentials",
         own::credentials,

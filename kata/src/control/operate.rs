@@ -237,6 +237,20 @@ pub struct Residency {
     pub ranges: Vec<[usize; 2]>,
 }
 
+/// Which chunks of an image were read first.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct AccessTrace {
+    /// Path inside the tag.
+    pub mountpoint: String,
+    /// Reads are still recorded.
+    pub recording: bool,
+    /// Chunks recorded so far, each once.
+    pub chunks: usize,
+    /// The trace: a line `rafsd-trace 1`, then for each run of accesses to a blob a line `blob ID` and a line with its chunks, `0-3 17 5`, in the
+    /// order of their first use.
+    pub trace: String,
+}
+
 /// A change of the daemon.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct DaemonChange {
@@ -281,6 +295,12 @@ pub trait Operate: Send + Sync + 'static {
     fn latencies(&self, mountpoint: Option<&str>) -> Result<Vec<MountLatencies>, ControlError>;
     /// What of the file at `path` of the image at `mountpoint` is local.
     fn residency(&self, mountpoint: &str, path: &str) -> Result<Residency, ControlError>;
+    /// Begins to record which chunks of the image at `mountpoint` are read, from nothing.
+    fn start_trace(&self, mountpoint: &str) -> Result<(), ControlError>;
+    /// Ends the recording; what was recorded is kept as long as the mount.
+    fn stop_trace(&self, mountpoint: &str) -> Result<(), ControlError>;
+    /// What was recorded of the image at `mountpoint` so far.
+    fn trace(&self, mountpoint: &str) -> Result<AccessTrace, ControlError>;
     /// Refuses new mounts from now on, and waits for requests that wait.
     fn drain(&self, request: DrainRequest) -> Drained;
     /// Takes mounts again.

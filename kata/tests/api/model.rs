@@ -199,6 +199,21 @@ impl Operate for Model {
             ranges: vec![[0, 1]],
         })
     }
+    fn start_trace(&self, mountpoint: &str) -> Result<(), ControlError> {
+        named(Some(mountpoint))
+    }
+    fn stop_trace(&self, mountpoint: &str) -> Result<(), ControlError> {
+        named(Some(mountpoint))
+    }
+    fn trace(&self, mountpoint: &str) -> Result<AccessTrace, ControlError> {
+        named(Some(mountpoint))?;
+        Ok(AccessTrace {
+            mountpoint: mountpoint.into(),
+            recording: false,
+            chunks: 0,
+            trace: "rafsd-trace 1\n".into(),
+        })
+    }
     fn drain(&self, request: DrainRequest) -> Drained {
         self.drained.lock().unwrap().push(request.timeout_ms);
         Drained {

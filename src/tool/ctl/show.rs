@@ -278,6 +278,12 @@ pub fn residency(file: &Value) -> String {
     )
 }
 
+/// The trace itself, to be kept in a file.
+pub fn trace(answer: &Value) -> String {
+    let trace = answer.get("trace").and_then(Value::as_str);
+    trace.unwrap_or_default().to_owned()
+}
+
 pub fn drained(answer: &Value) -> String {
     match number(answer, "waiting") {
         0 => "drained: no request waits, new mounts are refused\n".to_owned(),
@@ -323,7 +329,7 @@ mod tests {
 
     #[test]
     fn answers_that_lack_something_are_shown_all_the_same() {
-        for show in [info, mounts, requests, latencies, residency, drained] {
+        for show in [info, mounts, requests, latencies, residency, trace, drained] {
             for answer in [json!({}), json!([{}]), Value::Null] {
                 let _ = show(&answer);
             }
