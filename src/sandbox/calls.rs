@@ -109,6 +109,8 @@ static RUN: List = list! { "run":
     SYS_readv
     SYS_write
     SYS_writev
+    // The handler of a signal, which the kernel may run in any thread, wakes who waits for it through a socket.
+    SYS_sendto
     SYS_lseek
     SYS_fstat
     SYS_statx

@@ -7,6 +7,43 @@ use std::time::{Duration, Instant};
 
 use super::process::{Daemon, rafsd, wait};
 
+/// The kernel may run the handler of a signal in any thread, also in one that may make few system calls.
+#[test]
+fn a_signal_ends_it_whichever_thread_it_reaches() {
+    let threads = |daemon: &Daemon| -> std::collections::BTreeMap<String, i64> {
+        let task = |entry: std::io::Result<std::fs::DirEntry>| {
+            let entry = entry.unwrap();
+            let name = std::fs::read_to_string(entry.path().join("comm")).unwrap();
+            let number = entry.file_name().to_str().unwrap().parse().unwrap();
+            (name.trim().to_owned(), number)
+        };
+        let path = format!("/proc/{}/task", daemon.child.id());
+        std::fs::read_dir(path).unwrap().map(task).collect()
+    };
+    let first = Daemon::start(&[]);
+    let names: Vec<String> = threads(&first).into_keys().collect();
+    assert!(names.iter().any(|name| name == "log"), "{names:?}");
+    first.terminate();
+    for name in names {
+        let mut daemon = Daemon::start(&[]);
+        let Some(thread) = threads(&daemon).get(&name).copied() else {
+            continue;
+        };
+        // SAFETY: the call takes three numbers and touches no memory of ours.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_tgkill,
+                i64::from(daemon.child.id()),
+                thread,
+                i64::from(libc::SIGTERM),
+            )
+        };
+        assert_eq!(sent, 0, "{name}");
+        println!("{name}");
+        daemon.ends_cleanly();
+    }
+}
+
 #[test]
 fn sigterm_before_a_front_end_came() {
     Daemon::start(&[]).terminate();
