@@ -188,6 +188,11 @@ impl CacheFiles {
         self.quota == config.quota && self.pin == config.pin
     }
 
+    /// Bytes that the directory may take, 0 for no limit.
+    pub(crate) fn quota(&self) -> u64 {
+        self.quota
+    }
+
     /// The data file.
     pub(crate) fn data(&self) -> BorrowedFd<'_> {
         self.data.as_fd()

@@ -54,6 +54,17 @@ pub struct BlobMetrics {
     pub joined: u64,
 }
 
+/// A cache directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheMetrics {
+    /// Bytes that the files in it take on the disk, for all processes that share it; reserved ones count.
+    pub used: u64,
+    /// Chunks that this process evicted from it, whoever had put them there.
+    pub evicted_chunks: u64,
+    /// Bytes of the disk that this gave.
+    pub evicted_bytes: u64,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct SourceCounters {
     retries: AtomicU64,

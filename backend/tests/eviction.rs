@@ -196,6 +196,13 @@ fn what_one_process_evicts_is_absent_for_all() {
     assert_ne!(here.generation(), generation);
     assert_eq!(here.version(0), 0, "least recently used");
     assert!(usage(t.dir.path()) <= 3 << 20);
+    let (keeper, evictor) = (here.cache_metrics().unwrap(), there.cache_metrics().unwrap());
+    assert_eq!(keeper.evicted_chunks, 0, "counted by the process that does it");
+    assert!(evictor.evicted_chunks >= 4, "{evictor:?}");
+    // The file system's own blocks come and go with them.
+    let about = evictor.evicted_bytes / (256 << 10);
+    assert!(about.abs_diff(evictor.evicted_chunks) <= 1, "{evictor:?}");
+    assert_eq!((keeper.used, there.cache_quota()), (evictor.used, 3 << 20));
     for index in 0..4 {
         read_chunk(&here, &t.blob, index);
     }

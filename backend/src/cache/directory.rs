@@ -20,6 +20,7 @@ use super::evict;
 use super::lock::FileLock;
 use super::mapping::Mapping;
 use super::word::OWNERS;
+use crate::metrics::CacheMetrics;
 
 /// Patience with processes that make files.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,6 +44,9 @@ pub(crate) struct Directory {
     reserved: AtomicU64,
     /// Held by the thread that evicts; when the last search found nothing.
     evicting: Mutex<Option<Instant>>,
+    /// By this process.
+    evicted_chunks: AtomicU64,
+    evicted_bytes: AtomicU64,
 }
 
 impl Directory {
@@ -73,6 +77,8 @@ impl Directory {
             usage,
             reserved: AtomicU64::new(0),
             evicting: Mutex::new(None),
+            evicted_chunks: AtomicU64::new(0),
+            evicted_bytes: AtomicU64::new(0),
         };
         if made {
             directory.measure();
@@ -114,6 +120,15 @@ impl Directory {
     /// Bytes that all processes use in the directory.
     pub(crate) fn usage(&self) -> u64 {
         self.used().map_or(0, |used| used.load(Ordering::Acquire))
+    }
+
+    /// What the directory holds, and what this process evicted from it.
+    pub(crate) fn metrics(&self) -> CacheMetrics {
+        CacheMetrics {
+            used: self.usage(),
+            evicted_chunks: self.evicted_chunks.load(Ordering::Relaxed),
+            evicted_bytes: self.evicted_bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Counts what is on the disk, and what this process is about to put there.
@@ -162,7 +177,9 @@ impl Directory {
         if used > quota {
             let wanted = used - (quota - quota / 16);
             let freed = evict::evict(self, wanted);
-            tracing::debug!(directory = %self.path.display(), used, quota, wanted, freed, "evicted");
+            self.evicted_chunks.fetch_add(freed.chunks, Ordering::Relaxed);
+            self.evicted_bytes.fetch_add(freed.bytes, Ordering::Relaxed);
+            tracing::debug!(directory = %self.path.display(), used, quota, wanted, ?freed, "evicted");
         }
         let enough = self.measure() <= quota;
         *last = (!enough).then(Instant::now);

@@ -32,21 +32,31 @@ struct Candidate {
     word: Word,
 }
 
-/// Frees about `wanted` bytes; tells how many were freed. To be called by one process at a time.
-pub(super) fn evict(directory: &Directory, wanted: u64) -> u64 {
+/// What an eviction freed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Freed {
+    pub(super) chunks: u64,
+    /// Of the disk.
+    pub(super) bytes: u64,
+}
+
+/// Frees about `wanted` bytes. To be called by one process at a time.
+pub(super) fn evict(directory: &Directory, wanted: u64) -> Freed {
     let victims = victims(directory);
     let mut candidates = Vec::new();
     for (number, victim) in victims.iter().enumerate() {
         candidates.extend(victim.candidates(number));
     }
     candidates.sort_unstable_by_key(|candidate| std::cmp::Reverse(candidate.idle));
-    let mut freed = 0;
+    let mut freed = Freed::default();
     for candidate in candidates {
-        if freed >= wanted {
+        if freed.bytes >= wanted {
             break;
         }
-        if let Some(victim) = victims.get(candidate.victim) {
-            freed += victim.free(candidate.index, candidate.word);
+        let victim = victims.get(candidate.victim);
+        if let Some(bytes) = victim.and_then(|victim| victim.free(candidate.index, candidate.word)) {
+            freed.chunks += 1;
+            freed.bytes += bytes;
         }
     }
     freed
@@ -97,8 +107,8 @@ impl Victim {
         })
     }
 
-    /// Frees chunk `index` if it still is what `word` says; tells how many bytes of the disk that gave.
-    fn free(&self, index: u32, word: Word) -> u64 {
+    /// Frees chunk `index` if it still is what `word` says; tells how many bytes of the disk that gave, `None` if the chunk stays.
+    fn free(&self, index: u32, word: Word) -> Option<u64> {
         let record = self.ledger.record(index);
         let end = record.offset.checked_add(record.size.into());
         let within = self
@@ -106,14 +116,12 @@ impl Victim {
             .metadata()
             .is_ok_and(|data| end.is_some_and(|end| end <= data.len()));
         if record.size == 0 || !within {
-            return 0;
+            return None;
         }
-        let Some(filling) = self.ledger.turn(index, word) else {
-            return 0;
-        };
+        let filling = self.ledger.turn(index, word)?;
         if filling.record(&Record::default()).is_err() {
             // Nothing was freed, but what is there can not be vouched for either.
-            return 0;
+            return Some(0);
         }
         if let Some(map) = &self.map {
             map.remove(index);
@@ -122,7 +130,7 @@ impl Victim {
         if let Err(error) = punch(&self.data, record.offset, record.size.into()) {
             tracing::debug!(%error, "a chunk can not be freed");
         }
-        before.saturating_sub(self.blocks())
+        Some(before.saturating_sub(self.blocks()))
     }
 
     fn blocks(&self) -> u64 {
