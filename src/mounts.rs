@@ -231,7 +231,7 @@ impl Mounts {
     }
 
     /// Puts `instance` in the place of what is mounted at `path`. The new mount has a new id: what the guest
-    /// still knows of the old one is stale.
+    /// still knows of the old one is stale. The inode numbers that it sees stay the same.
     pub fn replace(
         &self,
         path: &str,
@@ -245,7 +245,11 @@ impl Mounts {
             let Some((without, old)) = table.without_mount(&names) else {
                 return Err(MountError::NotMounted(path.to_owned()));
             };
-            let (mount, _) = self.build(&mut writer, &without, &names, instance, options)?;
+            let (mut mount, _) = self.build(&mut writer, &without, &names, instance, options)?;
+            // The numbers that a guest has seen stay those of the files. Nobody else has the mount yet.
+            if let Some(new) = Arc::get_mut(&mut mount) {
+                new.ino_mask = old.ino_mask;
+            }
             let id = mount.id;
             let next = without.with_mount(&names, mount, &mut writer.next_node)?;
             drop((table, without));
