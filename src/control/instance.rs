@@ -47,8 +47,11 @@ impl Kind {
 
 /// Reads the configuration of a mount request.
 pub(super) fn configuration(text: &str) -> Result<Config, ControlError> {
-    let parsed = Config::parse(text)
-        .map_err(|error| ControlError::failed(format!("RAFS failed to handle request: {error}")))?;
+    let parsed = Config::parse(text).map_err(|error| {
+        ControlError::failed(format!(
+            "RAFS failed to handle request, Failed to load config: {error}"
+        ))
+    })?;
     if !parsed.unknown.is_empty() {
         tracing::warn!(
             "configuration: unknown keys are ignored: {}",

@@ -11,7 +11,7 @@ use super::images::Image;
 use super::process::{LONG, ask, rafsd, wait};
 
 /// Whether this process may mount; some containers may not.
-fn can_mount(test: &str) -> bool {
+pub fn can_mount(test: &str) -> bool {
     let root = std::fs::read_to_string("/proc/self/status")
         .unwrap()
         .lines()

@@ -45,34 +45,6 @@ fn a_signal_ends_it_whichever_thread_it_reaches() {
 }
 
 #[test]
-fn sigterm_before_a_front_end_came() {
-    Daemon::start(&[]).terminate();
-}
-
-#[test]
-fn sigterm_while_a_front_end_is_connected_and_after_it_left() {
-    let daemon = Daemon::start(&[]);
-    let front_end = UnixStream::connect(daemon.path("vu.sock")).unwrap();
-    daemon.terminate();
-    drop(front_end);
-    let daemon = Daemon::start(&[]);
-    drop(UnixStream::connect(daemon.path("vu.sock")).unwrap());
-    std::thread::sleep(Duration::from_millis(50));
-    assert!(daemon.path("vu.sock").exists(), "kept for the next front-end");
-    daemon.terminate();
-}
-
-#[test]
-fn sigint_and_the_api_end_it_too() {
-    let mut daemon = Daemon::start(&[]);
-    daemon.signal("-INT");
-    daemon.ends_cleanly();
-    let mut daemon = Daemon::start(&[]);
-    daemon.ask("PUT", "/api/v1/daemon/exit", "").nothing();
-    daemon.ends_cleanly();
-}
-
-#[test]
 fn ends_in_time_with_silent_and_half_spoken_clients() {
     let daemon = Daemon::start(&[]);
     let clients: Vec<_> = (0..50)
@@ -104,20 +76,6 @@ fn runs_soon_after_it_was_started() {
         *times.iter().min().unwrap() < Duration::from_millis(100),
         "{times:?}"
     );
-}
-
-#[test]
-fn says_that_it_waits_and_one_line_per_event() {
-    let daemon = Daemon::start(&[]);
-    let line = daemon.logs("Waiting for vhost-user socket connection");
-    let time = line.strip_prefix('[').unwrap().split(']').next().unwrap();
-    assert_eq!(time.len(), "2026-11-21 21:46:42.629744 +00:00".len(), "{line}");
-    assert!(line.contains("] INFO Waiting"), "{line}");
-    daemon
-        .mount_directory("/x%0Ay", std::path::Path::new("/no/such/dir"))
-        .error(500);
-    let line = daemon.logs("WARN [");
-    assert!(line.contains("/x\\ny") && !line.contains('\u{1b}'), "{line}");
 }
 
 #[test]
@@ -227,24 +185,4 @@ fn logs_to_a_file_if_told_so() {
         text.contains("Waiting for vhost-user") && text.contains("stopping because of SIGTERM"),
         "{text}"
     );
-}
-
-#[test]
-fn a_low_limit_of_open_files_is_no_reason_to_fail() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = std::process::Command::new("sh")
-        .args(["-c", "ulimit -n 256; exec \"$0\" \"$@\""])
-        .arg(env!("CARGO_BIN_EXE_rafsd"))
-        .arg("--sock")
-        .arg(dir.path().join("vu.sock"))
-        .arg("--apisock")
-        .arg(dir.path().join("api.sock"))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    while super::process::ask(&dir.path().join("api.sock"), "GET", "/api/v1/daemon", "").is_none() {
-        assert!(child.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    terminate(&mut child);
 }

@@ -7,8 +7,7 @@
 )]
 
 mod against_virtiofsd;
-mod api;
-mod command_line;
+mod contract;
 mod counters;
 mod crowd;
 mod fuse;
@@ -23,4 +22,3 @@ mod process;
 mod sandbox;
 mod service;
 mod settings;
-mod sockets;

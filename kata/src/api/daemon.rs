@@ -77,17 +77,17 @@ pub(super) fn exit(control: &dyn Control, _: &Call) -> Result<Reply, ControlErro
     Ok(Reply::nothing())
 }
 
-/// Handing a FUSE device over is not what a vhost-user daemon can do; clients only warn.
+/// Neither a vhost-user daemon nor one in FUSE mode hands its device over; clients only warn.
 pub(super) fn send_fd(_: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
     Err(ControlError::unsupported(
-        "a vhost-user daemon has no FUSE device to hand over",
+        "a FUSE device is not handed over, and a vhost-user daemon has none: end this daemon and start the next",
     ))
 }
 
 pub(super) fn take_over(control: &dyn Control, _: &Call) -> Result<Reply, ControlError> {
     match control.state() {
         State::Init => Err(ControlError::unsupported(
-            "a vhost-user daemon takes no FUSE device over",
+            "a FUSE device is not taken over, and a vhost-user daemon needs none",
         )),
         state => Err(ControlError::unexpected_event("Takeover", state, State::Init)),
     }

@@ -1,24 +1,26 @@
-//! Socket files: whose they are, and who may replace them.
+//! Socket files in the life of a daemon: whose they are, and who may replace them.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
-use super::process::{Daemon, ask, rafsd};
+use rafsd_frontend::{Guest, Options};
+
+use crate::process::{Daemon, ask, rafsd, wait};
 
 fn fails_to_start(change: impl FnOnce(&mut Command)) -> String {
     let mut command = rafsd();
     change(&mut command);
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| super::process::wait(&mut child)));
+    let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wait(&mut child)));
     let _ = child.kill();
     assert_eq!(status.expect("it started").code(), Some(1));
     std::io::read_to_string(child.stderr.take().unwrap()).unwrap()
 }
 
 #[test]
-fn a_second_daemon_does_not_take_the_sockets_of_a_living_one() {
+fn second_daemon_on_the_same_paths() {
     let daemon = Daemon::start(&[]);
     let inode = || std::fs::metadata(daemon.path("vu.sock")).unwrap().ino();
     let before = inode();
@@ -45,7 +47,7 @@ fn a_second_daemon_does_not_take_the_sockets_of_a_living_one() {
 }
 
 #[test]
-fn what_a_killed_daemon_left_is_replaced() {
+fn sigkill() {
     let mut daemon = Daemon::start(&[]);
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
@@ -55,7 +57,7 @@ fn what_a_killed_daemon_left_is_replaced() {
 }
 
 #[test]
-fn files_of_other_kinds_are_left_alone() {
+fn start_leaves_files_of_other_kinds_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vu.sock");
     std::fs::write(&path, "precious").unwrap();
@@ -88,7 +90,7 @@ fn relative_paths_work() {
             .is_socket()
     );
     ask(&api, "PUT", "/api/v1/daemon/exit", "").unwrap().nothing();
-    assert_eq!(super::process::wait(&mut child).code(), Some(0));
+    assert_eq!(wait(&mut child).code(), Some(0));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -129,9 +131,65 @@ fn an_inherited_socket_is_used() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     ask(&api, "PUT", "/api/v1/daemon/exit", "").unwrap().nothing();
-    assert_eq!(super::process::wait(&mut child).code(), Some(0));
+    assert_eq!(wait(&mut child).code(), Some(0));
     assert!(
         dir.path().join("vu.sock").exists(),
         "its file belongs to who made it"
     );
+}
+
+#[test]
+fn start() {
+    let daemon = Daemon::start(&[]);
+    for name in ["vu.sock", "api.sock"] {
+        let file = std::fs::metadata(daemon.path(name)).unwrap();
+        assert!(file.file_type().is_socket());
+        assert_eq!(file.uid(), rustix::process::geteuid().as_raw());
+        assert_eq!(file.mode() & 0o002, 0, "nobody else's");
+    }
+}
+
+/// The incumbent unlinks its socket when the first front-end comes, and takes no other.
+#[test]
+fn front_end_connects_and_disconnects() {
+    let daemon = Daemon::start(&[]);
+    for _ in 0..3 {
+        let guest = Guest::boot(daemon.path("vu.sock"), Options::default()).unwrap();
+        assert!(daemon.path("vu.sock").exists());
+        drop(guest);
+        let info = daemon.ask("GET", "/api/v1/daemon", "").json();
+        assert_eq!(info["state"], "RUNNING");
+    }
+}
+
+#[test]
+fn sigterm() {
+    let daemon = Daemon::start(&[]);
+    let (device, api) = (daemon.path("vu.sock"), daemon.path("api.sock"));
+    daemon.terminate();
+    assert!(!device.exists() && !api.exists());
+}
+
+/// One refused connection of the machine monitor ends the sandbox: whoever has seen RUNNING can connect.
+#[test]
+fn the_device_listens_before_the_api_says_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let (device, api) = (dir.path().join("v"), dir.path().join("a"));
+    let mut child = rafsd()
+        .args(["virtiofs", "--log-level", "error", "--apisock"])
+        .arg(&api)
+        .arg("--sock")
+        .arg(&device)
+        .spawn()
+        .unwrap();
+    // The other way round as well: a socket that can be seen can be connected to, at once.
+    while !api.exists() {
+        assert!(child.try_wait().unwrap().is_none());
+    }
+    assert!(device.exists(), "bound first");
+    let answer = ask(&api, "GET", "/api/v1/daemon", "").expect("not refused");
+    assert_eq!(answer.json()["state"], "RUNNING");
+    drop(std::os::unix::net::UnixStream::connect(&device).unwrap());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
