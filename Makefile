@@ -59,7 +59,7 @@ test: packages-build packages-fuzz packages-sources packages-guest ## Check form
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(RUN_TESTS) --workspace
-	FUZZ_SECONDS=7 tests/fuzz/run
+	FUZZ_SECONDS='7 chains=30 messages=30' tests/fuzz/run
 
 .PHONY: fuzz
 fuzz: packages-build packages-fuzz ## Fuzz FUZZ_TARGETS (all), each for FUZZ_SECONDS (60) of processor time (docs/testing.md)
