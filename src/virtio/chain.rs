@@ -157,3 +157,6 @@ fn add(descriptor: &Descriptor, buffers: &mut Buffers) -> Result<(), ChainError>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
