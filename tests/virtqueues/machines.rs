@@ -5,7 +5,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{CONTAINERS, LOWER, RAFS, RAFSD, containers, noise, passthrough, passthrough_with};
+use crate::support::{
+    CONTAINERS, LOWER, RAFS, RAFSD, Served, containers, noise, open, passthrough, passthrough_with,
+};
 use rafsd_frontend::abi::{init, open_flags};
 use rafsd_frontend::daemon::Builder;
 use rafsd_frontend::guest::Layout;
@@ -103,6 +105,40 @@ fn every_machine_reads_and_writes_the_same_bytes() {
                 assert_eq!(counts.added, counts.used);
             }
         }
+    }
+}
+
+#[test]
+fn requests_in_more_pieces_than_a_system_call_takes_are_served_whole() {
+    let served = Served::new(&[]);
+    let (_daemon, guest) = served.start();
+    let top = containers(&guest);
+    let data = noise(3, 100_000);
+    let (entry, fh) = guest.create(top, "crumbs", 0o644, open_flags::RDWR).unwrap();
+    let image = open(&guest, &format!("{LOWER}/z-cold"));
+    // 3,125 to 33,334 buffers; a system call takes 1,024.
+    for size in [32, 8, 3] {
+        guest.set_layout(Layout::Crumbs(size));
+        let written = guest.write(entry.nodeid, fh, 5, &data).unwrap();
+        assert_eq!(written as usize, data.len(), "pieces of {size}");
+        let read = guest.read(entry.nodeid, fh, 5, 100_000).unwrap();
+        assert!(read == data, "pieces of {size}: {} bytes came", read.len());
+        // The file ends in the middle of a system call's worth.
+        let read = guest.read(entry.nodeid, fh, 50_005, 100_000).unwrap();
+        assert!(
+            read == data[50_000..],
+            "pieces of {size}: {} bytes came",
+            read.len()
+        );
+        // The first of these waits for its data.
+        let read = guest.read(image.node, image.fh, 77, 100_000).unwrap();
+        assert!(
+            read == served.cold[77..100_077],
+            "pieces of {size}: {} bytes came",
+            read.len()
+        );
+        guest.set_layout(Layout::Linux);
+        assert!(guest.read(entry.nodeid, fh, 5, 200_000).unwrap() == data);
     }
 }
 
@@ -498,9 +534,9 @@ fn mounts_appear_and_go_under_a_running_guest() {
 
 #[test]
 fn an_unmount_waits_for_nobody_for_ever() {
-    let served = crate::support::Served::new(&[]);
+    let served = Served::new(&[]);
     let (daemon, guest) = served.start();
-    let cold = crate::support::open(&guest, &format!("{LOWER}/z-cold"));
+    let cold = open(&guest, &format!("{LOWER}/z-cold"));
     served.registry.set(|fault| fault.stalled = true);
     let ticket = guest
         .submit(&ops::read(cold.node, cold.fh, 5 << 20, 4096))

@@ -8,7 +8,7 @@ use super::transfer::{GuestReader, GuestWriter};
 use super::{GuestMemory, Unmapped, copy_from, copy_to};
 
 /// Buffers of one system call at most (`IOV_MAX`).
-const MAX_VECTOR: usize = 1024;
+pub(super) const MAX_VECTOR: usize = 1024;
 
 /// Guest buffers in order, without copying: one direction of a descriptor chain.
 #[derive(Default)]

@@ -122,19 +122,49 @@ fn files_are_read_and_written_without_a_copy_of_ours() {
 fn more_buffers_than_one_system_call_takes() {
     let memory = memory();
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&vec![5; 3000]).unwrap();
+    let data: Vec<u8> = (0..3000u32).map(|i| (i % 251) as u8).collect();
+    file.write_all(&data).unwrap();
     let mut buffers = Buffers::new(memory);
     for i in 0..3000 {
         buffers.push_writable(i * 2, 1).unwrap();
+        buffers.push_readable(i * 2, 1).unwrap();
     }
     let mut writer = buffers.writer(0, usize::MAX);
-    let mut done = 0;
-    while done < 3000 {
-        let step = writer.write_from(&mut file, 3000 - done, done as u64).unwrap();
-        assert!(step > 0);
-        done += step;
-    }
+    assert_eq!(writer.write_from(&mut file, 3000, 0).unwrap(), 3000);
     assert_eq!(writer.available_bytes(), 0);
+    let mut copied = Vec::new();
+    buffers.copy_in(0, 3000, &mut copied);
+    assert_eq!(copied, data);
+
+    let mut out = tempfile::tempfile().unwrap();
+    assert_eq!(buffers.reader(0, 3000).read_to(&mut out, 2999, 0).unwrap(), 2999);
+    let mut back = Vec::new();
+    out.rewind().unwrap();
+    out.read_to_end(&mut back).unwrap();
+    assert_eq!(back, data[..2999]);
+
+    // A file that ends within the second vector.
+    assert_eq!(
+        buffers
+            .writer(0, usize::MAX)
+            .write_from(&mut file, 3000, 1500)
+            .unwrap(),
+        1500
+    );
+    assert_eq!(
+        buffers
+            .writer(0, usize::MAX)
+            .write_from(&mut file, 3000, 3000 - 1024)
+            .unwrap(),
+        1024
+    );
+    assert_eq!(
+        buffers
+            .writer(0, usize::MAX)
+            .write_from(&mut file, 3000, 3000)
+            .unwrap(),
+        0
+    );
 }
 
 fn log_file(bytes: u64) -> std::fs::File {

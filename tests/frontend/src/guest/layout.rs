@@ -21,6 +21,8 @@ pub enum Layout {
     Ragged(u64),
     /// Across the border of two regions that touch at this address.
     Crossing(u64),
+    /// Pieces of so many bytes, one beside the other and a byte between: as many descriptors as it takes.
+    Crumbs(usize),
 }
 
 /// A request in memory. Gives the memory back when dropped.
@@ -110,6 +112,12 @@ impl Layout {
                     laid.writable = laid.ragged(room, most, &mut random)?;
                 }
             }
+            Layout::Crumbs(size) => {
+                laid.readable = laid.crumbs(bytes.len(), size)?;
+                if let Some(room) = room {
+                    laid.writable = laid.crumbs(room, size)?;
+                }
+            }
             Layout::Crossing(border) => {
                 if laid.crossing(border, bytes.len(), room, number).is_err() {
                     laid.compact(bytes.len(), room)?;
@@ -194,6 +202,15 @@ impl Laid {
             address += *size as u64;
         }
         Ok(segments)
+    }
+
+    fn crumbs(&mut self, len: usize, size: usize) -> Result<Vec<Segment>> {
+        let address = self.take(len.div_ceil(size) * (size + 1), 16)?;
+        let crumb = |(number, from): (usize, usize)| Segment {
+            address: address + (number * (size + 1)) as u64,
+            len: size.min(len - from) as u32,
+        };
+        Ok((0..len).step_by(size).enumerate().map(crumb).collect())
     }
 
     /// Request and reply in one piece; the border falls into the one or into the other.
