@@ -14,8 +14,10 @@ mod paths;
 mod prefetch;
 mod superblock;
 mod table;
+mod trace;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
@@ -136,8 +138,14 @@ impl DaemonControl {
         prefetch_files: Vec<String>,
     ) -> Result<(Instance, Mounted), ControlError> {
         let (instance, source) = self.instances.image(path, bootstrap, &config, &prefetch_files)?;
-        let prefetching = self.instances.prefetch(&instance, &config, prefetch_files)?;
         let counters = Arc::new(Counters::new(&config.rafs.clone().unwrap_or_default()));
+        let request = prefetch::Request {
+            config: &config,
+            bootstrap: Path::new(bootstrap),
+            files: prefetch_files,
+            counters: &counters,
+        };
+        let prefetching = self.instances.prefetch(&instance, request)?;
         let image = MountedImage {
             config,
             bootstrap: bootstrap.to_owned(),

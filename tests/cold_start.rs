@@ -9,8 +9,9 @@
     clippy::print_stderr
 )]
 
+use std::collections::VecDeque;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +22,9 @@ use rafs::build::{Options as BuildOptions, build_directory};
 use rafs::fs::{Options, RafsFs};
 use rafs::trace::Trace;
 use rafsd::tool::serve::{Options as ServeOptions, Server};
+use rafsd_frontend::daemon::{Builder, Daemon};
+use rafsd_frontend::{Guest, ops};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const DIRECTORIES: usize = 40;
@@ -212,5 +216,146 @@ fn a_replayed_trace_costs_few_requests_and_few_bytes() {
         );
         assert!(requests <= 8, "{requests} requests");
         assert!(bytes * 10 <= needed * 11, "{bytes} bytes for {needed}");
+    }
+}
+
+/// A daemon with the image mounted, and a guest on it.
+struct Served {
+    daemon: Daemon,
+    guest: Guest,
+}
+
+impl Site {
+    fn config(&self, cache: &Path) -> Value {
+        json!({
+            "device": {
+                "backend": {"type": "registry", "config": {
+                    "scheme": "http", "host": self.server.addr().to_string(), "repo": "debian/python", "timeout": 60}},
+                "cache": {"type": "blobcache", "config": {"work_dir": cache}},
+            },
+            "mode": "direct",
+        })
+    }
+
+    fn daemon(&self) -> Served {
+        let daemon = Builder::new(env!("CARGO_BIN_EXE_rafsd"))
+            .unwrap()
+            .start()
+            .unwrap();
+        let guest = daemon.guest(rafsd_frontend::Options::default()).unwrap();
+        Served { daemon, guest }
+    }
+
+    fn bootstrap(&self) -> PathBuf {
+        self.image.path().join("image/bootstrap")
+    }
+
+    /// Requests and bytes of a start in a daemon of its own, from the mount on.
+    fn start_by_daemon(&self, config: &Value) -> (usize, u64) {
+        let served = self.daemon();
+        self.traffic();
+        served
+            .daemon
+            .mount_rafs("/image", &self.bootstrap(), &config.to_string())
+            .unwrap();
+        served.start(8);
+        self.traffic()
+    }
+}
+
+impl Served {
+    /// Reads the start set over the virtqueue, so many files at a time.
+    fn start(&self, depth: usize) {
+        let mut waiting = VecDeque::new();
+        for number in (0..DIRECTORIES * FILES).step_by(STEP) {
+            let node = self
+                .guest
+                .resolve(format!("/image{}", name(number)))
+                .unwrap()
+                .nodeid;
+            let fh = self.guest.open(node, 0).unwrap();
+            let ticket = self.guest.submit(&ops::read(node, fh, 0, 128 << 10)).unwrap();
+            waiting.push_back((number, ticket));
+            if waiting.len() >= depth {
+                self.finish(waiting.pop_front());
+            }
+        }
+        while !waiting.is_empty() {
+            self.finish(waiting.pop_front());
+        }
+    }
+
+    fn finish(&self, read: Option<(usize, rafsd_frontend::guest::Ticket)>) {
+        let (number, ticket) = read.unwrap();
+        let reply = self.guest.wait_for(ticket, Duration::from_secs(120)).unwrap();
+        assert!(reply.ok().unwrap() == content(number), "{}", name(number));
+    }
+
+    fn ask(&self, method: &str, target: &str) -> String {
+        let answer = self.daemon.request(method, target, None).unwrap();
+        assert!(
+            answer.status < 300,
+            "{method} {target}: {} {}",
+            answer.status,
+            answer.body
+        );
+        answer.body
+    }
+}
+
+#[test]
+fn a_daemon_replays_the_trace_that_another_recorded() {
+    let site = site();
+    site.server.set_fault("latency=20".parse().unwrap());
+    let (first, second, third) = (
+        TempDir::new().unwrap(),
+        TempDir::new().unwrap(),
+        TempDir::new().unwrap(),
+    );
+
+    let recording = site.daemon();
+    let config = site.config(first.path()).to_string();
+    recording
+        .daemon
+        .mount_rafs("/image", &site.bootstrap(), &config)
+        .unwrap();
+    recording.ask("PUT", "/api/rafsd/v1/trace?mountpoint=/image");
+    site.traffic();
+    recording.start(8);
+    let cold = site.traffic();
+    let shown: Value =
+        serde_json::from_str(&recording.ask("GET", "/api/rafsd/v1/trace?mountpoint=/image")).unwrap();
+    recording.ask("DELETE", "/api/rafsd/v1/trace?mountpoint=/image");
+    drop(recording);
+    let trace = shown["trace"].as_str().unwrap();
+    let needed = site.mount(first.path()).needed(&trace.parse().unwrap());
+
+    // Named by the configuration.
+    let file = second.path().join("python.trace");
+    fs::write(&file, trace).unwrap();
+    let mut config = site.config(&second.path().join("cache"));
+    config["trace"] = json!(file);
+    let named = site.start_by_daemon(&config);
+    // Found beside the cache, where the recording left it.
+    let kept = first.path().join("traces");
+    let cache = third.path().join("cache");
+    fs::create_dir_all(cache.join("traces")).unwrap();
+    for file in fs::read_dir(kept).unwrap().flatten() {
+        fs::copy(file.path(), cache.join("traces").join(file.file_name())).unwrap();
+    }
+    let found = site.start_by_daemon(&site.config(&cache));
+    eprintln!("requests, bytes: cold {cold:?}, named {named:?}, found {found:?}; needed {needed}");
+    for (requests, bytes) in [named, found] {
+        assert!(requests <= 8, "{requests} requests");
+        assert!(bytes * 10 <= needed * 11, "{bytes} bytes for {needed}");
+    }
+    // All of that is local now, and a replay of it costs nothing.
+    assert_eq!(site.start_by_daemon(&site.config(&cache)), (0, 0));
+    // Unless nobody wants it; and one that is none costs nothing but a warning.
+    for trace in ["none", "/no/such/trace"] {
+        fs::remove_dir_all(&cache).unwrap();
+        let mut config = site.config(&cache);
+        config["trace"] = json!(trace);
+        assert!(site.start_by_daemon(&config).0 > 8);
     }
 }

@@ -81,6 +81,11 @@ pub trait Source: Send + Sync {
     /// What it delivered was damaged. If it has several ways to get it, it takes another one for a while.
     fn distrust(&self) {}
 
+    /// Whether it has several ways to its bytes, one of them is left out at present, and is not due for another try.
+    fn is_detoured(&self) -> bool {
+        false
+    }
+
     /// How often errors that look permanent are given another chance.
     fn retry_limit(&self) -> u32 {
         2

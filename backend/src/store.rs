@@ -9,7 +9,7 @@
 //!
 //! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `flight` and
 //! `waiter` (what is on its way, and for whom), `share` (one fetch per chunk among processes), `request` (reads a range), `plan` (which
-//! ranges to ask for), `budget` (who may ask now), `pool` (the decode threads), `status` (what people ask).
+//! ranges to ask for), `budget` (who may ask now), `strain` (whether it should), `pool` (the decode threads), `status` (what people ask).
 
 mod budget;
 mod fetch;
@@ -22,6 +22,7 @@ mod prefetch;
 mod request;
 mod share;
 mod status;
+mod strain;
 mod waiter;
 
 use std::collections::HashMap;
@@ -58,7 +59,7 @@ use flight::Shared;
 use index::IndexState;
 use origin::Origin;
 use pool::Pool;
-pub use prefetch::{Prefetch, PrefetchOptions, PrefetchProgress, Wish};
+pub use prefetch::{Idle, Paused, Prefetch, PrefetchOptions, PrefetchProgress, Wanted, Wish};
 pub use waiter::Lease;
 use waiter::Waiter;
 

@@ -282,7 +282,7 @@ fn a_prefetch_evicts_nothing() {
     let prefetch = store.prefetch(
         vec![Wish {
             blob: Arc::clone(&blob),
-            chunks: None,
+            wanted: Wanted::Whole,
         }],
         PrefetchOptions::default(),
     );

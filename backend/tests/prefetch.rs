@@ -10,7 +10,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rafsd_backend::config::HttpProxyConfig;
@@ -31,7 +31,11 @@ fn setup(count: u32) -> Setup {
     let source = FaultySource::new(&test);
     let store = Store::new(StoreOptions::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let cache = CacheConfig::new(dir.path());
+    // What is asked for, and no neighbours.
+    let cache = CacheConfig {
+        amplify: 0,
+        ..CacheConfig::new(dir.path())
+    };
     let blob = store
         .open_blob_from(test.description(), source.clone(), &cache)
         .unwrap();
@@ -45,10 +49,10 @@ fn setup(count: u32) -> Setup {
 }
 
 impl Setup {
-    fn wish(&self, chunks: Option<Vec<u32>>) -> Vec<Wish> {
+    fn wish(&self, wanted: Wanted) -> Vec<Wish> {
         vec![Wish {
             blob: Arc::clone(&self.blob),
-            chunks,
+            wanted,
         }]
     }
 }
@@ -72,7 +76,7 @@ fn a_whole_blob_comes_in_merged_requests() {
         size: 300_000,
         ..PrefetchOptions::default()
     };
-    let progress = finish(&t.store.prefetch(t.wish(None), options));
+    let progress = finish(&t.store.prefetch(t.wish(Wanted::Whole), options));
     assert_eq!(
         (progress.chunks, progress.failures, t.blob.resident()),
         (60, 0, 60)
@@ -106,7 +110,10 @@ fn a_list_is_fetched_in_its_order_and_no_more() {
         size: 1,
         ..PrefetchOptions::default()
     };
-    finish(&t.store.prefetch(t.wish(Some(vec![50, 3, 3, 21, 999])), options));
+    finish(
+        &t.store
+            .prefetch(t.wish(Wanted::Listed(vec![50, 3, 3, 21, 999])), options),
+    );
     let starts: Vec<_> = t.source.requests().iter().map(|request| request.start).collect();
     assert_eq!(
         starts,
@@ -123,7 +130,7 @@ fn demand_overtakes_a_prefetch_that_waits_for_bandwidth() {
         bandwidth: 100_000,
         ..PrefetchOptions::default()
     };
-    let prefetch = t.store.prefetch(t.wish(None), options);
+    let prefetch = t.store.prefetch(t.wish(Wanted::Whole), options);
     let begin = Instant::now();
     fetch(&t.blob, &[55]).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(2));
@@ -140,8 +147,9 @@ fn a_dropped_prefetch_stops() {
         parallel: 1,
         size: 50_000,
         bandwidth: 200_000,
+        idle: None,
     };
-    let prefetch = t.store.prefetch(t.wish(None), options);
+    let prefetch = t.store.prefetch(t.wish(Wanted::Whole), options);
     std::thread::sleep(Duration::from_millis(300));
     drop(prefetch);
     std::thread::sleep(Duration::from_millis(200));
@@ -160,7 +168,10 @@ fn a_prefetch_from_a_source_that_refuses_gives_up() {
         size: 1,
         ..PrefetchOptions::default()
     };
-    let progress = finish(&t.store.prefetch(t.wish(None), options));
+    let progress = finish(
+        &t.store
+            .prefetch(t.wish(Wanted::Listed((0..60).collect())), options),
+    );
     assert!(progress.failures >= 5 && progress.failures < 30, "{progress:?}");
     t.source.denied.store(false, Ordering::SeqCst);
     fetch(&t.blob, &[1]).unwrap();
@@ -170,7 +181,9 @@ fn a_prefetch_from_a_source_that_refuses_gives_up() {
 fn demand_on_a_chunk_that_is_being_prefetched_joins_it() {
     let t = setup(8);
     t.source.stalled.store(true, Ordering::SeqCst);
-    let prefetch = t.store.prefetch(t.wish(None), PrefetchOptions::default());
+    let prefetch = t
+        .store
+        .prefetch(t.wish(Wanted::Whole), PrefetchOptions::default());
     while t.source.requests().is_empty() {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -200,7 +213,7 @@ fn prefetch_thirds(answer: impl Fn(&Request, &[u8]) -> Reply + Send + Sync + 'st
     let thirds: Vec<u32> = (0..90).step_by(3).rev().collect();
     let wish = Wish {
         blob: Arc::clone(&blob),
-        chunks: Some(thirds.clone()),
+        wanted: Wanted::Listed(thirds.clone()),
     };
     let progress = finish(&store.prefetch(vec![wish], PrefetchOptions::default()));
     assert_eq!((progress.chunks, blob.resident()), (30, 30), "{progress:?}");
@@ -260,4 +273,120 @@ fn a_list_that_breaks_off_goes_on_where_it_broke() {
         requests[1].ranges().len() < requests[0].ranges().len(),
         "what had arrived is not asked for again"
     );
+}
+
+#[test]
+fn a_replay_takes_as_few_requests_as_can_be_whatever_the_batch_size() {
+    let t = setup(60);
+    let options = PrefetchOptions {
+        size: 1,
+        ..PrefetchOptions::default()
+    };
+    finish(
+        &t.store
+            .prefetch(t.wish(Wanted::Replay((10..50).rev().collect())), options),
+    );
+    assert_eq!((t.source.requests().len(), t.blob.resident()), (1, 40));
+}
+
+/// A prefetch of all of a blob that would take ten seconds.
+fn slow_and_whole(idle: Option<Idle>) -> PrefetchOptions {
+    PrefetchOptions {
+        parallel: 4,
+        size: 1,
+        bandwidth: 100_000,
+        idle,
+    }
+}
+
+fn wait_for(prefetch: &Prefetch, paused: Option<Paused>) {
+    let begin = Instant::now();
+    while prefetch.progress().paused != paused {
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            prefetch.progress()
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Nothing more comes while it is paused.
+fn is_quiet(t: &Setup) {
+    // One fetch may have been on its way.
+    std::thread::sleep(Duration::from_millis(300));
+    let before = t.source.requests().len();
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(t.source.requests().len(), before);
+}
+
+#[test]
+fn whole_blobs_wait_while_the_container_is_idle() {
+    let t = setup(60);
+    let requests = Arc::new(AtomicU64::new(7));
+    let seen = Arc::clone(&requests);
+    let idle = Idle {
+        requests: Arc::new(move || seen.load(Ordering::SeqCst)),
+        after: Duration::from_millis(400),
+    };
+    let prefetch = t
+        .store
+        .prefetch(t.wish(Wanted::Whole), slow_and_whole(Some(idle.clone())));
+    wait_for(&prefetch, Some(Paused::Idle));
+    let before = prefetch.progress().chunks;
+    assert!(before > 0 && before < 60, "{before}");
+    is_quiet(&t);
+    // The container does something again.
+    requests.fetch_add(1, Ordering::SeqCst);
+    wait_for(&prefetch, None);
+    wait_for(&prefetch, Some(Paused::Idle));
+    assert!(prefetch.progress().chunks > before);
+    // What was asked for by name does not wait.
+    let never_busy = Idle {
+        after: Duration::ZERO,
+        ..idle
+    };
+    let options = PrefetchOptions {
+        idle: Some(never_busy),
+        ..PrefetchOptions::default()
+    };
+    finish(&t.store.prefetch(t.wish(Wanted::Listed(vec![58, 59])), options));
+    assert!(t.blob.is_resident(59));
+}
+
+#[test]
+fn whole_blobs_wait_while_reads_are_answered_slower_than_before() {
+    let t = setup(60);
+    (30..50).for_each(|index| drop(fetch(&t.blob, &[index]).unwrap()));
+    let prefetch = t.store.prefetch(t.wish(Wanted::Whole), slow_and_whole(None));
+    wait_for(&prefetch, None);
+    t.source.delay_ms.store(400, Ordering::SeqCst);
+    fetch(&t.blob, &[57]).unwrap();
+    wait_for(&prefetch, Some(Paused::Strained));
+    is_quiet(&t);
+    t.source.delay_ms.store(0, Ordering::SeqCst);
+    // Nobody knows better until somebody asks.
+    wait_for(&prefetch, None);
+}
+
+#[test]
+fn whole_blobs_wait_while_the_source_fails_and_go_on_when_it_heals() {
+    let t = setup(60);
+    let prefetch = t.store.prefetch(t.wish(Wanted::Whole), slow_and_whole(None));
+    t.source.broken.store(true, Ordering::SeqCst);
+    let outcome = start(&t.blob, &[57], Duration::from_secs(20));
+    wait_for(&prefetch, Some(Paused::Strained));
+    let before = prefetch.progress().chunks;
+    t.source.broken.store(false, Ordering::SeqCst);
+    outcome.recv().unwrap().unwrap();
+    wait_for(&prefetch, None);
+    let begin = Instant::now();
+    while prefetch.progress().chunks <= before {
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            prefetch.progress()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -194,6 +194,8 @@ pub struct Rafs {
     pub latest_read_files: bool,
     /// Prefetch by file.
     pub prefetch: Prefetch,
+    /// File with an access trace to replay; empty: the one that was kept of the last recording, if any; `none`. Ours, not upstream's.
+    pub trace: String,
 }
 
 impl Default for Rafs {
@@ -207,6 +209,7 @@ impl Default for Rafs {
             access_pattern: false,
             latest_read_files: false,
             prefetch: Prefetch::default(),
+            trace: String::new(),
         }
     }
 }
@@ -231,6 +234,9 @@ pub struct Prefetch {
     /// Ask for whole blobs.
     #[serde(default)]
     pub stream_prefetch: bool,
+    /// Seconds without a request after which everything that is not listed waits; 0: it never does. Ours, not upstream's.
+    #[serde(default = "one_minute")]
+    pub idle_pause: u64,
 }
 
 impl Default for Prefetch {
@@ -242,6 +248,7 @@ impl Default for Prefetch {
             bandwidth_limit: 0,
             prefetch_all: false,
             stream_prefetch: false,
+            idle_pause: one_minute(),
         }
     }
 }
@@ -252,6 +259,10 @@ fn eight() -> u64 {
 
 fn one_mib() -> u64 {
     1 << 20
+}
+
+fn one_minute() -> u64 {
+    60
 }
 
 /// `overlay`.
@@ -358,6 +369,28 @@ impl Config {
         }
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         Self::parse(&text)
+    }
+
+    /// `text` with another access trace to replay, as JSON of the same generation.
+    ///
+    /// # Errors
+    ///
+    /// The text is neither JSON nor TOML.
+    pub fn with_trace(text: &str, trace: &str) -> Result<String, ConfigError> {
+        let (Syntax::Json(mut value) | Syntax::Toml(mut value)) = read::parse(text)?;
+        let place = if is_generation_1(&value) {
+            Some(&mut value)
+        } else {
+            value.as_object_mut().map(|document| {
+                document
+                    .entry("rafs")
+                    .or_insert_with(|| Value::Object(serde_json::Map::new()))
+            })
+        };
+        if let Some(object) = place.and_then(Value::as_object_mut) {
+            object.insert("trace".to_owned(), trace.into());
+        }
+        Ok(value.to_string())
     }
 
     /// A directory of blobs that is its own cache, as `--localfs-dir` asks for.

@@ -607,3 +607,17 @@ fn what_the_packaging_ships_is_understood() {
     }
     toml::from_str::<toml::Value>(include_str!("../packaging/snapshotter/config.toml")).unwrap();
 }
+
+#[test]
+fn a_trace_is_put_where_its_generation_has_it() {
+    let one = r#"{"device": {"backend": {"type": "localfs", "config": {"dir": "/b"}}}, "mode": "direct", "trace": "old"}"#;
+    let two = r#"{"version": 2, "backend": {"type": "localfs", "localfs": {"dir": "/b"}}}"#;
+    let toml = "version = 2\n[rafs]\nmode = \"cached\"\n";
+    for text in [one, two, toml] {
+        let changed = parse(&Config::with_trace(text, "/new").unwrap());
+        assert_eq!(changed.unknown, Vec::<String>::new());
+        assert_eq!(changed.config.rafs.unwrap().trace, "/new", "{text}");
+    }
+    assert_eq!(parse(one).config.rafs.unwrap().trace, "old");
+    assert!(Config::with_trace("{", "/new").is_err());
+}

@@ -13,7 +13,8 @@
 //! 4
 //! ```
 //!
-//! Numbers are chunks of the blob named before, in the order of their first use; `a-b` are all from a to b.
+//! Numbers are chunks of the blob named before, in the order of their first use; `a-b` are all from a to b. Empty lines and those that
+//! begin with `#` mean nothing.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -21,12 +22,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backend::store::Wish;
+use backend::store::{Blob, Wanted, Wish};
 use parking_lot::Mutex;
 
 use crate::fs::RafsFs;
 
 const MAGIC: &str = "rafsd-trace 1";
+/// Bytes at the source within which a replay may change the order of chunks.
+const WINDOW: u64 = 16 << 20;
 /// Chunks that a trace may name.
 const MAX_CHUNKS: usize = 1 << 24;
 
@@ -53,21 +56,50 @@ impl Trace {
         self.parts.iter().map(|(_, chunks)| chunks.len()).sum()
     }
 
-    /// What to prefetch of `image` to have it all. What the image does not have is left out: a trace may be of another build.
+    /// What to prefetch of `image` to have it all, in the order of first use. What the image does not have is left out: a trace may be of
+    /// another build.
+    ///
+    /// Within a window of a few MiB, chunks of one blob come together, since each change of the blob costs a request.
     pub fn wishes(&self, image: &RafsFs) -> Vec<Wish> {
-        let blob = |id: &str| image.blobs().iter().find(|blob| blob.description().id == id);
-        self.parts
-            .iter()
-            .filter_map(|(id, chunks)| {
-                let blob = blob(id)?;
-                let count = blob.description().chunk_count;
-                Some(Wish {
-                    blob: Arc::clone(blob),
-                    chunks: Some(chunks.iter().copied().filter(|chunk| *chunk < count).collect()),
-                })
-            })
-            .collect()
+        let mut wishes: Vec<Wish> = Vec::new();
+        let mut window: Vec<(&Arc<Blob>, Vec<u32>)> = Vec::new();
+        let mut size = 0;
+        let mut close = |window: &mut Vec<(&Arc<Blob>, Vec<u32>)>| {
+            wishes.extend(window.drain(..).map(|(blob, chunks)| Wish {
+                blob: Arc::clone(blob),
+                wanted: Wanted::Replay(chunks),
+            }));
+        };
+        for (id, chunks) in &self.parts {
+            let Some(blob) = image.blobs().iter().find(|blob| blob.description().id == *id) else {
+                continue;
+            };
+            for chunk in chunks
+                .iter()
+                .filter(|chunk| **chunk < blob.description().chunk_count)
+            {
+                match window.iter_mut().find(|(other, _)| Arc::ptr_eq(other, blob)) {
+                    Some((_, chunks)) => chunks.push(*chunk),
+                    None => window.push((blob, vec![*chunk])),
+                }
+                size += stored_size(blob, *chunk);
+                if size >= WINDOW {
+                    close(&mut window);
+                    size = 0;
+                }
+            }
+        }
+        close(&mut window);
+        wishes
     }
+}
+
+/// Bytes of a chunk at the source; those of an average one if it can not be described yet.
+fn stored_size(blob: &Blob, chunk: u32) -> u64 {
+    let description = blob.description();
+    let average = description.compressed_size / u64::from(description.chunk_count.max(1));
+    let described = description.index.chunk(chunk);
+    described.map_or(average, |chunk| chunk.compressed_size.into())
 }
 
 impl fmt::Display for Trace {
@@ -101,6 +133,9 @@ impl FromStr for Trace {
                 if line != MAGIC {
                     return Err(refuse(format!("a trace begins with {MAGIC:?}")));
                 }
+                continue;
+            }
+            if line.starts_with('#') {
                 continue;
             }
             if let Some(id) = line.strip_prefix("blob ") {
@@ -206,7 +241,8 @@ mod tests {
     #[test]
     fn a_trace_reads_as_it_was_meant() {
         let text = "rafsd-trace 1\nblob a\n0-3 17 5\nblob b\n8\nblob a\n4\n";
-        let trace: Trace = text.parse().unwrap();
+        let commented = text.replace("blob b", "\n# the second layer\nblob b");
+        let trace: Trace = commented.parse().unwrap();
         assert_eq!(trace.parts[0], ("a".into(), vec![0, 1, 2, 3, 17, 5]));
         assert_eq!((trace.parts.len(), trace.chunks()), (3, 8));
         assert_eq!(trace.to_string(), text);

@@ -151,6 +151,12 @@ impl Counters {
         }
     }
 
+    /// Operations so far, and reads that still wait.
+    pub fn operations(&self) -> u64 {
+        let hits: [u64; 15] = self.sum(|numbers| &numbers.hits);
+        hits.iter().sum::<u64>() + self.absent()
+    }
+
     /// Reads so far that found data absent.
     pub fn absent(&self) -> u64 {
         self.all().map(|numbers| numbers.absent.load(Relaxed)).sum()

@@ -134,14 +134,13 @@ impl Instances {
         Ok((Arc::new(opened), image.source))
     }
 
-    /// Begins to fetch what `config` wants fetched early, `files` among it.
+    /// Begins to fetch what `request` wants fetched early.
     pub(super) fn prefetch(
         &self,
         image: &Arc<RafsFs>,
-        config: &Config,
-        files: Vec<String>,
+        request: prefetch::Request<'_>,
     ) -> Result<Arc<Prefetching>, ControlError> {
-        Ok(prefetch::start(self.store()?, image, config, files))
+        Ok(prefetch::start(self.store()?, image, request))
     }
 
     /// Gives the source of the image at `path` new credentials. Blobs that use it keep using it. A source that has no use for a

@@ -1,11 +1,12 @@
 //! Fulfils [`kata::control::operate::Operate`]: what operators ask.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use backend::store::Blob;
+use backend::store::{Blob, Paused};
 use kata::control::Control;
 use kata::control::ControlError;
 use kata::control::operate::{
@@ -17,7 +18,7 @@ use rafs::fs::RafsFs;
 
 use super::instance::Kind;
 use super::table::{Mounted, MountedImage};
-use super::{DaemonControl, exposition, mountpoint_of};
+use super::{DaemonControl, exposition, mountpoint_of, trace};
 use crate::metrics::{Latencies, Snapshot, Work};
 use crate::virtio::{Requests, Stage, Waiting};
 
@@ -190,6 +191,17 @@ impl Operate for DaemonControl {
         let (mountpoint, image) = self.traceable(mountpoint)?;
         image.stop_trace();
         tracing::info!("{mountpoint}: no longer recording an access trace");
+        let trace = image.trace();
+        if trace.chunks() == 0 {
+            return Ok(());
+        }
+        let Some(mounted) = self.images().remove(&mountpoint) else {
+            return Ok(());
+        };
+        match trace::keep(&mounted.config, Path::new(&mounted.bootstrap), &trace) {
+            Ok(path) => tracing::info!("{mountpoint}: the next mount will replay {}", path.display()),
+            Err(error) => tracing::warn!("{mountpoint}: the access trace cannot be kept: {error}"),
+        }
         Ok(())
     }
 
@@ -331,6 +343,13 @@ fn image_status(image: &MountedImage) -> ImageStatus {
             bytes: progress.bytes,
             failures: progress.failures,
             ended: progress.ended.is_some(),
+            paused: progress.paused.map(|reason| {
+                match reason {
+                    Paused::Idle => "idle",
+                    Paused::Strained => "source",
+                }
+                .to_owned()
+            }),
         }),
     }
 }

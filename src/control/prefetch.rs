@@ -1,13 +1,18 @@
-//! What of an image is fetched before a guest asks for it: the image's own list, then the files that the runtime
+//! What of an image is fetched before a guest asks for it: a recorded start, then the image's own list, then the files that the runtime
 //! names, then everything, as far as the configuration wants that.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use backend::store::{Prefetch, PrefetchOptions, PrefetchProgress, Store, Wish};
+use backend::store::{Idle, Prefetch, PrefetchOptions, PrefetchProgress, Store, Wanted, Wish};
 use kata::config::Config;
 use parking_lot::Mutex;
 use rafs::fs::RafsFs;
+
+use super::counters::Counters;
+use super::trace;
 
 /// Fetches at a time at most, whatever the configuration says; demand needs room, too.
 const MAX_PARALLEL: u64 = 64;
@@ -15,61 +20,114 @@ const MAX_PARALLEL: u64 = 64;
 /// The prefetch of one mount. It stops when the last reference goes, that is with the mount.
 #[derive(Default)]
 pub(super) struct Prefetching {
-    /// None while the list is being made, and for ever if nothing is wanted.
-    running: Mutex<Option<Prefetch>>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    /// Of a recorded start, from the mount on; of everything else, once the list is made.
+    parts: Vec<Prefetch>,
+    /// A list is being made.
+    planning: bool,
 }
 
 impl Prefetching {
     /// How far it is, if it has begun.
     pub fn progress(&self) -> Option<PrefetchProgress> {
-        self.running.lock().as_ref().map(Prefetch::progress)
+        let running = self.running.lock();
+        let all = running.parts.iter().map(Prefetch::progress).reduce(together)?;
+        Some(PrefetchProgress {
+            ended: all.ended.filter(|_| !running.planning),
+            ..all
+        })
     }
 }
 
-/// Begins to prefetch as `config` says. Walking a large image takes its time, and a mount does not wait for it.
-pub(super) fn start(
-    store: &Arc<Store>,
-    image: &Arc<RafsFs>,
-    config: &Config,
-    files: Vec<String>,
-) -> Arc<Prefetching> {
+fn together(a: PrefetchProgress, b: PrefetchProgress) -> PrefetchProgress {
+    PrefetchProgress {
+        chunks: a.chunks + b.chunks,
+        bytes: a.bytes + b.bytes,
+        fetches: a.fetches + b.fetches,
+        failures: a.failures + b.failures,
+        busy: a.busy + b.busy,
+        began: a.began.min(b.began),
+        ended: a.ended.zip(b.ended).map(|(a, b)| a.max(b)),
+        paused: a.paused.or(b.paused),
+    }
+}
+
+/// What a mount request says, as far as it matters here.
+pub(super) struct Request<'a> {
+    pub config: &'a Config,
+    pub bootstrap: &'a Path,
+    /// Files that the runtime names.
+    pub files: Vec<String>,
+    /// Of the mount: what its container does.
+    pub counters: &'a Arc<Counters>,
+}
+
+/// Begins to prefetch as the request says. A recorded start is on its way when this returns. Walking a large image takes its
+/// time, and a mount does not wait for it.
+pub(super) fn start(store: &Arc<Store>, image: &Arc<RafsFs>, request: Request<'_>) -> Arc<Prefetching> {
+    let config = request.config;
     let prefetching = Arc::new(Prefetching::default());
-    let by_file = config
-        .rafs
-        .as_ref()
-        .map(|rafs| &rafs.prefetch)
-        .filter(|prefetch| prefetch.enable);
-    let by_blob = config
-        .cache
-        .as_ref()
-        .map(|cache| &cache.prefetch)
-        .filter(|prefetch| prefetch.enable);
-    let Some(settings) = by_file.or(by_blob) else {
-        return prefetching;
-    };
+    let by_file = config.rafs.as_ref().map(|rafs| &rafs.prefetch);
+    let by_blob = config.cache.as_ref().map(|cache| &cache.prefetch);
+    let enabled: Vec<&kata::config::Prefetch> = [by_file, by_blob]
+        .into_iter()
+        .flatten()
+        .filter(|prefetch| prefetch.enable)
+        .collect();
+    let settings = enabled.first().copied().cloned().unwrap_or_default();
     let options = PrefetchOptions {
         parallel: usize::try_from(settings.threads.clamp(1, MAX_PARALLEL)).unwrap_or(1),
         size: u32::try_from(settings.batch_size).unwrap_or(u32::MAX).max(1),
         bandwidth: settings.bandwidth_limit,
+        idle: idle(request.counters, &settings),
     };
-    let everything = [by_file, by_blob]
-        .into_iter()
-        .flatten()
-        .any(|prefetch| prefetch.prefetch_all);
-    let listed = by_file.is_some();
+    if let Some(trace) = trace::of_mount(config, request.bootstrap) {
+        let replay = store.prefetch(trace.wishes(image), options.clone());
+        prefetching.running.lock().parts.push(replay);
+    }
+    if enabled.is_empty() {
+        return prefetching;
+    }
+    let wanted = Rest {
+        files: by_file
+            .is_some_and(|prefetch| prefetch.enable)
+            .then_some(request.files),
+        everything: enabled.iter().any(|prefetch| prefetch.prefetch_all),
+    };
+    prefetching.running.lock().planning = true;
     let (store, image, slot) = (
         Arc::clone(store),
         Arc::downgrade(image),
         Arc::downgrade(&prefetching),
     );
-    let plan = move || run(&store, &image, &slot, options, &files, listed, everything);
+    let plan = move || run(&store, &image, &slot, options, &wanted);
     if let Err(error) = std::thread::Builder::new()
         .name("prefetch-plan".into())
         .spawn(plan)
     {
         tracing::warn!("prefetch: cannot start a thread: {error}");
+        prefetching.running.lock().planning = false;
     }
     prefetching
+}
+
+fn idle(counters: &Arc<Counters>, settings: &kata::config::Prefetch) -> Option<Idle> {
+    let counters = Arc::clone(counters);
+    (settings.idle_pause > 0).then(|| Idle {
+        requests: Arc::new(move || counters.operations()),
+        after: Duration::from_secs(settings.idle_pause),
+    })
+}
+
+/// What is wanted beside a recorded start.
+struct Rest {
+    /// The files on the image's own list and these, if files are wanted at all.
+    files: Option<Vec<String>>,
+    everything: bool,
 }
 
 fn run(
@@ -77,29 +135,26 @@ fn run(
     image: &Weak<RafsFs>,
     slot: &Weak<Prefetching>,
     options: PrefetchOptions,
-    files: &[String],
-    listed: bool,
-    everything: bool,
+    wanted: &Rest,
 ) {
     // Gone already: the mount was short.
     let Some(image) = image.upgrade() else { return };
-    let mut wishes = if listed {
-        wanted_files(&image, files)
-    } else {
-        Vec::new()
+    let mut wishes = match &wanted.files {
+        Some(files) => wanted_files(&image, files),
+        None => Vec::new(),
     };
-    if everything {
+    if wanted.everything {
         wishes.extend(image.blobs().iter().map(|blob| Wish {
             blob: Arc::clone(blob),
-            chunks: None,
+            wanted: Wanted::Whole,
         }));
     }
     drop(image);
-    if wishes.is_empty() {
-        return;
-    }
-    if let Some(slot) = slot.upgrade() {
-        *slot.running.lock() = Some(store.prefetch(wishes, options));
+    let Some(slot) = slot.upgrade() else { return };
+    let mut running = slot.running.lock();
+    running.planning = false;
+    if !wishes.is_empty() {
+        running.parts.push(store.prefetch(wishes, options));
     }
 }
 
@@ -134,11 +189,12 @@ fn wanted_files(image: &RafsFs, files: &[String]) -> Vec<Wish> {
             }
             match wishes.last_mut() {
                 Some(Wish {
-                    chunks: Some(chunks), ..
+                    wanted: Wanted::Listed(chunks),
+                    ..
                 }) if last_blob == Some(chunk.blob) => chunks.push(chunk.index),
                 _ => wishes.push(Wish {
                     blob: Arc::clone(blob),
-                    chunks: Some(vec![chunk.index]),
+                    wanted: Wanted::Listed(vec![chunk.index]),
                 }),
             }
             last_blob = Some(chunk.blob);

@@ -6,11 +6,12 @@ mod show;
 mod top;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use kata::client::{Client, encoded};
+use kata::config::Config;
 use serde_json::{Value, json};
 
 use super::BoxError;
@@ -46,6 +47,9 @@ enum Command {
         /// Configuration of the image (JSON or TOML); without it the source is a directory.
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Access trace to replay (rafs ctl trace show), in place of the one that the configuration names.
+        #[arg(long, value_name = "FILE", requires = "config")]
+        trace: Option<PathBuf>,
     },
     /// Unmount.
     Umount {
@@ -109,7 +113,7 @@ enum Command {
 enum TraceAction {
     /// Begin, and forget what was recorded before.
     Start,
-    /// End, and keep what was recorded until the image is unmounted.
+    /// End, and keep what was recorded in the image's cache directory: the next mount of the image replays it.
     Stop,
     /// Print what was recorded so far.
     Show,
@@ -145,10 +149,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
             source,
             mountpoint,
             config,
+            trace,
         } => {
             let target = format!("/api/v1/mount?mountpoint={}", encoded(mountpoint));
             (
-                client.ask("POST", &target, Some(&mount_request(source, config.as_ref())?))?,
+                client.ask(
+                    "POST",
+                    &target,
+                    Some(&mount_request(source, config.as_deref(), trace.as_deref())?),
+                )?,
                 show::nothing,
             )
         }
@@ -203,12 +212,18 @@ fn print(text: &str) -> Result<ExitCode, BoxError> {
 }
 
 /// The daemon has a working directory of its own: paths are made absolute here.
-fn mount_request(source: &str, config: Option<&PathBuf>) -> Result<Value, BoxError> {
+fn mount_request(source: &str, config: Option<&Path>, trace: Option<&Path>) -> Result<Value, BoxError> {
     let source = std::path::absolute(source)?;
     Ok(match config {
         Some(path) => {
-            let config =
+            let mut config =
                 std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            if let Some(trace) = trace {
+                let trace = std::path::absolute(trace)?;
+                // The daemon would mount without; somebody who names one wants to know.
+                std::fs::metadata(&trace).map_err(|error| format!("{}: {error}", trace.display()))?;
+                config = Config::with_trace(&config, &trace.to_string_lossy())?;
+            }
             json!({"fs_type": "rafs", "source": source, "config": config})
         }
         None => json!({"fs_type": "passthrough_fs", "source": source, "config": ""}),

@@ -122,6 +122,12 @@ impl Transport {
             .for_each(|route| route.distrust());
     }
 
+    /// Whether a mirror or the proxy is left out at present, and not due for another try.
+    pub(crate) fn is_detoured(&self) -> bool {
+        let proxy = self.proxy.read().clone();
+        self.mirrors.iter().chain(&proxy).any(|route| route.is_left_out())
+    }
+
     /// How often errors that look permanent are given another chance.
     pub(crate) fn retry_limit(&self) -> u32 {
         self.config.retry_limit

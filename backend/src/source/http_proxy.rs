@@ -118,6 +118,10 @@ impl Source for HttpProxy {
         self.transport.distrust();
     }
 
+    fn is_detoured(&self) -> bool {
+        self.transport.is_detoured()
+    }
+
     fn retry_limit(&self) -> u32 {
         self.transport.retry_limit()
     }

@@ -195,6 +195,12 @@ impl Route {
         }
     }
 
+    /// Whether requests go another way for now. Once that this one is due for a try, the answer is no, even if it waits for the
+    /// health check.
+    pub(super) fn is_left_out(&self) -> bool {
+        self.state.lock().retry_at.is_some_and(|at| Instant::now() < at)
+    }
+
     /// A request went well.
     pub(super) fn succeeded(&self) {
         let mut state = self.state.lock();

@@ -146,6 +146,10 @@ impl Source for S3 {
         self.transport.distrust();
     }
 
+    fn is_detoured(&self) -> bool {
+        self.transport.is_detoured()
+    }
+
     fn retry_limit(&self) -> u32 {
         self.transport.retry_limit()
     }

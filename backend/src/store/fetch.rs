@@ -28,7 +28,7 @@ use crate::codec::{self, Decoder};
 use crate::error::CodecError;
 
 /// Most bytes of one request, unless a single unit or the configured amplification is larger.
-const MAX_REQUEST: u64 = 4 << 20;
+pub(super) const MAX_REQUEST: u64 = 4 << 20;
 
 /// A fetch, before it is planned.
 pub(super) struct Plan {

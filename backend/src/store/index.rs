@@ -229,7 +229,13 @@ async fn load(blob: Arc<Blob>, range: IndexRange, again: bool) {
         let mut sink = |piece: Bytes| bytes.extend_from_slice(&piece);
         let Err(error) = shared
             .origin
-            .read(&range.blob_id, &[rest], backoff.attempts() > 0, &mut sink)
+            .read(
+                &range.blob_id,
+                &[rest],
+                Priority::Demand,
+                backoff.attempts() > 0,
+                &mut sink,
+            )
             .await
         else {
             let stored = bytes.freeze();

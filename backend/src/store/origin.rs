@@ -1,4 +1,4 @@
-//! A source as a store uses it: with its lane in the budget, and its counters.
+//! A source as a store uses it: with its lane in the budget, its counters, and how it does lately.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,7 +7,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::Priority;
 use super::budget::LaneId;
+use super::strain::Strain;
 use crate::error::{SourceError, SourceErrorKind};
 use crate::metrics::{SourceCounters, SourceMetrics};
 use crate::source::retry::LONGEST_ASKED;
@@ -20,6 +22,7 @@ pub(crate) struct Origin {
     counters: SourceCounters,
     /// The source asked to be left alone until then.
     hold: Mutex<Option<Instant>>,
+    strain: Mutex<Strain>,
 }
 
 impl Origin {
@@ -29,6 +32,7 @@ impl Origin {
             source,
             counters: SourceCounters::default(),
             hold: Mutex::new(None),
+            strain: Mutex::default(),
         })
     }
 
@@ -37,6 +41,7 @@ impl Origin {
         &self,
         id: &str,
         ranges: &[Range<u64>],
+        priority: Priority,
         retry: bool,
         sink: Sink<'_>,
     ) -> Result<(), SourceError> {
@@ -50,7 +55,11 @@ impl Origin {
         }
         let begin = Instant::now();
         self.counters.begin(retry);
+        let mut first = true;
         let mut counted = |bytes: Bytes| {
+            if std::mem::take(&mut first) && priority == Priority::Demand {
+                self.strain.lock().answered(begin.elapsed(), Instant::now());
+            }
             self.counters.received(bytes.len());
             sink(bytes);
         };
@@ -59,6 +68,7 @@ impl Origin {
             ranges => self.source.read_ranges(id, ranges, &mut counted).await,
         };
         self.counters.end(size, begin.elapsed(), outcome.is_err());
+        self.strain.lock().ended(outcome.is_err(), Instant::now());
         if let Err(error) = &outcome
             && error.kind == SourceErrorKind::Throttled
             && let Some(pause) = error.retry_after
@@ -66,6 +76,15 @@ impl Origin {
             *self.hold.lock() = Some(Instant::now() + pause.min(LONGEST_ASKED));
         }
         outcome
+    }
+
+    /// Whether what nobody waits for should leave the source alone: it fails, asked for a pause, has a way that is left out, or
+    /// answers reads slower than it used to.
+    pub(super) fn strained(&self) -> bool {
+        let now = Instant::now();
+        self.hold.lock().is_some_and(|until| until > now)
+            || self.strain.lock().is_strained(now)
+            || self.source.is_detoured()
     }
 
     pub(super) fn metrics(&self) -> SourceMetrics {

@@ -1,17 +1,24 @@
-//! Fetching what was not asked for yet: a list of chunks in the order of their likely use, or whole blobs.
+//! Fetching what was not asked for yet: a recorded start, a list of chunks in the order of their likely use, or whole blobs.
 //!
 //! A prefetch is a task that keeps a few fetches under way, each of about one request's size, at a priority below that of the
 //! guests' reads; the budget sees to it that it yields to them. It ends with its list, with its handle, or when the source
 //! fails again and again.
+//!
+//! What is fetched for no better reason than that nothing else is to do (whole blobs) waits while there is one: while the container is
+//! idle, since most of what it never touched it never will; and while the source is *strained* ([`Origin::strained`]), since
+//! others need the link.
+//!
+//! [`Origin::strained`]: super::origin::Origin::strained
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::fetch::Plan;
+use super::fetch::{MAX_REQUEST, Plan};
 use super::waiter::Waiter;
 use super::{Blob, FetchError, Held, Priority, Store};
 
@@ -21,24 +28,62 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Failures in a row after which the prefetch ends.
 const MAX_FAILURES: u32 = 5;
+/// How often a prefetch that is paused looks whether it may go on.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What to prefetch of a blob.
 pub struct Wish {
     /// The blob.
     pub blob: Arc<Blob>,
-    /// Chunks in the order of their likely use; `None` for all of them in blob order, when nothing else is to do.
-    pub chunks: Option<Vec<u32>>,
+    /// What of it.
+    pub wanted: Wanted,
+}
+
+/// See [`Wish`].
+pub enum Wanted {
+    /// Chunks that a start is known to read, in the order of their use: in as few requests as can be.
+    Replay(Vec<u32>),
+    /// Chunks in the order of their likely use.
+    Listed(Vec<u32>),
+    /// All chunks in blob order, when nothing else is to do.
+    Whole,
 }
 
 /// How to prefetch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PrefetchOptions {
     /// Fetches under way at a time.
     pub parallel: usize,
-    /// Compressed bytes of each.
+    /// Compressed bytes of each, unless it is part of a replay.
     pub size: u32,
     /// Compressed bytes per second, 0 for no limit.
     pub bandwidth: u64,
+    /// When whole blobs are not worth fetching; `None`: they always are.
+    pub idle: Option<Idle>,
+}
+
+/// When a container is idle: nothing was asked of its image for a while.
+#[derive(Clone)]
+pub struct Idle {
+    /// Requests so far. Asked a few times a second at most.
+    pub requests: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// The while.
+    pub after: Duration,
+}
+
+impl std::fmt::Debug for Idle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Idle(after {:?})", self.after)
+    }
+}
+
+/// Why a prefetch waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paused {
+    /// The container is idle.
+    Idle,
+    /// The source fails, asks to be left alone, or answers reads slower than it did.
+    Strained,
 }
 
 impl Default for PrefetchOptions {
@@ -47,6 +92,7 @@ impl Default for PrefetchOptions {
             parallel: 4,
             size: 1 << 20,
             bandwidth: 0,
+            idle: None,
         }
     }
 }
@@ -68,6 +114,8 @@ pub struct PrefetchProgress {
     pub began: Option<SystemTime>,
     /// When it ended, if it has.
     pub ended: Option<SystemTime>,
+    /// Why it does nothing at present, if it does nothing.
+    pub paused: Option<Paused>,
 }
 
 /// A prefetch under way. Dropping it stops it.
@@ -86,19 +134,62 @@ struct State {
     /// Milliseconds since the epoch, 0 for not yet.
     began: AtomicU64,
     ended: AtomicU64,
+    /// 0, [`IDLE`] or [`STRAINED`].
+    paused: AtomicU8,
 }
 
+const IDLE: u8 = 1;
+const STRAINED: u8 = 2;
+
 impl Store {
-    /// Prefetches `wishes`, in order.
+    /// Prefetches `wishes`, in order. What a replay asks for first is on its way when this returns, so that whoever reads it from now on
+    /// joins.
     pub fn prefetch(&self, wishes: Vec<Wish>, options: PrefetchOptions) -> Prefetch {
         let state = Arc::new(State::default());
         state.began.store(now(), Relaxed);
-        let task = self
-            .engine
-            .runtime()
-            .spawn(run(wishes, options, Arc::clone(&state)))
+        let mut list = List {
+            wishes: wishes.into_iter().map(Arc::new).collect(),
+            next: 0,
+        };
+        let runtime = self.engine.runtime();
+        let _entered = runtime.enter();
+        let mut running = JoinSet::new();
+        while options.bandwidth == 0
+            && running.len() < options.parallel.max(1)
+            && let Some(wish) = list
+                .first()
+                .filter(|wish| matches!(wish.wanted, Wanted::Replay(_)))
+        {
+            let batch = wish.batch(list.next, options.size.max(1));
+            list.next = batch.next;
+            if batch.chunks.is_empty() {
+                list.forward();
+            } else {
+                running.spawn(fetch(wish, batch, Arc::clone(&state), Blob::run_plan));
+            }
+        }
+        let task = runtime
+            .spawn(run(list, options, running, Arc::clone(&state)))
             .abort_handle();
         Prefetch { state, task }
+    }
+}
+
+/// What is still to be fetched.
+struct List {
+    wishes: VecDeque<Arc<Wish>>,
+    /// Where the next batch of the first wish begins: in its list, or in the blob.
+    next: usize,
+}
+
+impl List {
+    fn first(&self) -> Option<Arc<Wish>> {
+        self.wishes.front().map(Arc::clone)
+    }
+
+    fn forward(&mut self) {
+        self.wishes.pop_front();
+        self.next = 0;
     }
 }
 
@@ -118,6 +209,11 @@ impl Prefetch {
             busy: Duration::from_micros(state.busy_micros.load(Relaxed)),
             began: time(&state.began),
             ended: time(&state.ended),
+            paused: match state.paused.load(Relaxed) {
+                IDLE => Some(Paused::Idle),
+                STRAINED => Some(Paused::Strained),
+                _ => None,
+            },
         }
     }
 }
@@ -143,41 +239,95 @@ struct Batch {
     next: usize,
 }
 
-async fn run(wishes: Vec<Wish>, options: PrefetchOptions, state: Arc<State>) {
+async fn run(mut list: List, options: PrefetchOptions, mut running: Fetches, state: Arc<State>) {
     let mut pace = Pace {
         bandwidth: options.bandwidth,
         free_at: Instant::now(),
     };
-    let mut running = JoinSet::new();
+    let mut watch = options.idle.map(Watch::new);
     let mut failures = 0;
-    'all: for wish in wishes {
-        let wish = Arc::new(wish);
-        let mut next = 0;
-        loop {
-            // Decode threads describe chunks; this one only waits.
-            let Some(batch) = next_batch(&wish, next, options.size.max(1)).await else {
+    'all: while let Some(wish) = list.first() {
+        while running.len() >= options.parallel.max(1) {
+            failures = settle(running.join_next().await.and_then(Result::ok), failures);
+            if failures >= MAX_FAILURES {
+                tracing::info!(blob = %wish.blob.description().id, "prefetch gives up");
                 break 'all;
-            };
-            if batch.chunks.is_empty() {
-                break;
             }
-            next = batch.next;
-            pace.wait(batch.bytes).await;
-            running.spawn(fetch(Arc::clone(&wish), batch, Arc::clone(&state)));
-            while running.len() >= options.parallel.max(1) {
-                failures = settle(running.join_next().await.and_then(Result::ok), failures);
-                if failures >= MAX_FAILURES {
-                    tracing::info!(blob = %wish.blob.description().id, "prefetch gives up");
-                    break 'all;
-                }
-                if failures > 0 {
-                    tokio::time::sleep(PAUSE * failures).await;
-                }
+            if failures > 0 {
+                tokio::time::sleep(PAUSE * failures).await;
             }
         }
+        if matches!(wish.wanted, Wanted::Whole) {
+            leisure(&wish.blob, watch.as_mut(), &state).await;
+        }
+        // Decode threads describe chunks; this one only waits.
+        let Some(batch) = next_batch(&wish, list.next, options.size.max(1)).await else {
+            break;
+        };
+        list.next = batch.next;
+        if batch.chunks.is_empty() {
+            list.forward();
+            continue;
+        }
+        pace.wait(batch.bytes).await;
+        running.spawn(fetch(wish, batch, Arc::clone(&state), |blob, plan| {
+            blob.plan(plan)
+        }));
     }
     while running.join_next().await.is_some() {}
     state.ended.store(now(), Relaxed);
+}
+
+/// Waits until there is nothing better to do than to fetch whole blobs.
+async fn leisure(blob: &Blob, mut watch: Option<&mut Watch>, state: &State) {
+    loop {
+        let paused = if blob.shared.origin.strained() {
+            STRAINED
+        } else if watch.as_mut().is_some_and(|watch| watch.is_idle()) {
+            IDLE
+        } else {
+            0
+        };
+        if state.paused.swap(paused, Relaxed) != paused && paused != 0 {
+            let reason = if paused == IDLE {
+                "the container is idle"
+            } else {
+                "the source is strained"
+            };
+            tracing::debug!(blob = %blob.description().id, reason, "prefetch pauses");
+        }
+        if paused == 0 {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Since when a container has asked for nothing.
+struct Watch {
+    idle: Idle,
+    requests: u64,
+    since: Instant,
+}
+
+impl Watch {
+    fn new(idle: Idle) -> Self {
+        let requests = (idle.requests)();
+        Self {
+            idle,
+            requests,
+            since: Instant::now(),
+        }
+    }
+
+    fn is_idle(&mut self) -> bool {
+        let requests = (self.idle.requests)();
+        if requests != self.requests {
+            self.requests = requests;
+            self.since = Instant::now();
+        }
+        self.since.elapsed() >= self.idle.after
+    }
 }
 
 /// Failures in a row after one more outcome.
@@ -202,7 +352,16 @@ async fn next_batch(wish: &Arc<Wish>, from: usize, size: u32) -> Option<Batch> {
     told.await.ok()
 }
 
-async fn fetch(wish: Arc<Wish>, batch: Batch, state: Arc<State>) -> Result<(), FetchError> {
+/// Fetches under way.
+type Fetches = JoinSet<Result<(), FetchError>>;
+
+/// Fetches a batch. It is planned by `plan` before this returns; what it returns waits for the outcome.
+fn fetch(
+    wish: Arc<Wish>,
+    batch: Batch,
+    state: Arc<State>,
+    plan: impl FnOnce(Arc<Blob>, Plan),
+) -> impl Future<Output = Result<(), FetchError>> {
     let begin = Instant::now();
     let count = batch.chunks.len();
     let (tell, told) = oneshot::channel();
@@ -220,39 +379,45 @@ async fn fetch(wish: Arc<Wish>, batch: Batch, state: Arc<State>) -> Result<(), F
     });
     let waiter = Waiter::new(&blob.description().id, count, None, done);
     waiter.limit(blob.engine().runtime().handle(), begin + PATIENCE);
-    blob.plan(Plan {
+    let planned = Plan {
         chunks: batch.chunks,
         priority: wish.priority(),
         extend: false,
         waiter,
-    });
-    let outcome = told
-        .await
-        .unwrap_or_else(|_| Err(FetchError::new(&blob.description().id, "not answered")));
-    state.fetches.fetch_add(1, Relaxed);
-    state
-        .busy_micros
-        .fetch_add(begin.elapsed().as_micros() as u64, Relaxed);
-    if outcome.is_ok() {
-        state.chunks.fetch_add(count as u64, Relaxed);
-        state.bytes.fetch_add(batch.bytes, Relaxed);
-    } else {
-        state.failures.fetch_add(1, Relaxed);
+    };
+    plan(Arc::clone(blob), planned);
+    async move {
+        let outcome = told
+            .await
+            .unwrap_or_else(|_| Err(FetchError::new(&wish.blob.description().id, "not answered")));
+        state.fetches.fetch_add(1, Relaxed);
+        state
+            .busy_micros
+            .fetch_add(begin.elapsed().as_micros() as u64, Relaxed);
+        if outcome.is_ok() {
+            state.chunks.fetch_add(count as u64, Relaxed);
+            state.bytes.fetch_add(batch.bytes, Relaxed);
+        } else {
+            state.failures.fetch_add(1, Relaxed);
+        }
+        outcome
     }
-    outcome
 }
 
 impl Wish {
     fn priority(&self) -> Priority {
-        if self.chunks.is_some() {
-            Priority::Hinted
-        } else {
-            Priority::Background
+        match self.wanted {
+            Wanted::Replay(_) | Wanted::Listed(_) => Priority::Hinted,
+            Wanted::Whole => Priority::Background,
         }
     }
 
-    /// The absent chunks from position `from` on, about `size` compressed bytes of them; empty at the end.
+    /// The absent chunks from position `from` on, one or more, up to `size` compressed bytes of them; empty at the end.
     fn batch(&self, from: usize, size: u32) -> Batch {
+        let size = match self.wanted {
+            Wanted::Replay(_) => MAX_REQUEST,
+            Wanted::Listed(_) | Wanted::Whole => size.into(),
+        };
         let description = self.blob.description();
         let average = description.compressed_size / u64::from(description.chunk_count.max(1));
         let mut batch = Batch {
@@ -260,24 +425,29 @@ impl Wish {
             bytes: 0,
             next: from,
         };
-        while batch.bytes < size.into() {
-            let index = match &self.chunks {
-                Some(list) => list.get(batch.next).copied(),
-                None => u32::try_from(batch.next)
+        loop {
+            let index = match &self.wanted {
+                Wanted::Replay(list) | Wanted::Listed(list) => list.get(batch.next).copied(),
+                Wanted::Whole => u32::try_from(batch.next)
                     .ok()
                     .filter(|index| *index < description.chunk_count),
             };
             let Some(index) = index else { break };
-            batch.next += 1;
             if self.blob.is_resident(index) || index >= description.chunk_count {
+                batch.next += 1;
                 continue;
             }
             // A chunk that can not be described yet is counted as an average one.
-            batch.bytes += self
+            let bytes = self
                 .blob
                 .describe(index)
                 .map_or(average, |chunk| chunk.compressed_size.into())
                 .max(1);
+            if !batch.chunks.is_empty() && batch.bytes + bytes > size {
+                break;
+            }
+            batch.next += 1;
+            batch.bytes += bytes;
             batch.chunks.push(index);
         }
         batch

@@ -207,6 +207,7 @@ async fn attempt(
 ) -> Result<(), SourceError> {
     let permit = Arc::new(permit);
     let shared = &blob.shared;
+    let priority = ticket.priority();
     let ranges = assembly.ranges(shared.origin.source.ranges_per_request().max(1));
     let mut sink = |bytes: Bytes| {
         for (segment, stored) in assembly.push(&bytes) {
@@ -223,5 +224,8 @@ async fn attempt(
             shared.engine.pool.push(priority, Box::new(job));
         }
     };
-    shared.origin.read(&shared.id, &ranges, retry, &mut sink).await
+    shared
+        .origin
+        .read(&shared.id, &ranges, priority, retry, &mut sink)
+        .await
 }

@@ -12,7 +12,7 @@ pub mod http;
 
 use std::io::Write;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -247,6 +247,8 @@ pub struct FaultySource {
     pub requests: Mutex<Vec<Range<u64>>>,
     /// While set, reads wait.
     pub stalled: AtomicBool,
+    /// Milliseconds until a read is answered.
+    pub delay_ms: AtomicU64,
     /// While set, reads fail at once.
     pub broken: AtomicBool,
     /// While set, reads are denied, which looks permanent.
@@ -283,6 +285,7 @@ impl FaultySource {
         while self.stalled.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
         if self.broken.load(Ordering::SeqCst) {
             return error(SourceErrorKind::Unreachable, "broken on purpose");
         }

@@ -25,6 +25,8 @@ struct Document {
     amplify_io: u64,
     #[serde(default)]
     fs_prefetch: Option<FsPrefetch>,
+    #[serde(default)]
+    trace: String,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -64,6 +66,7 @@ struct FsPrefetch {
     bandwidth_rate: u64,
     prefetch_all: bool,
     stream_prefetch: bool,
+    idle_pause: u64,
 }
 
 impl Default for FsPrefetch {
@@ -75,6 +78,7 @@ impl Default for FsPrefetch {
             bandwidth_rate: 0,
             prefetch_all: true,
             stream_prefetch: false,
+            idle_pause: 60,
         }
     }
 }
@@ -131,6 +135,7 @@ pub(super) fn read_document(value: Value, unknown: &mut Vec<String>) -> Result<C
             bandwidth_limit: p.bandwidth_rate,
             prefetch_all: p.prefetch_all,
             stream_prefetch: p.stream_prefetch,
+            idle_pause: p.idle_pause,
         },
         None => Prefetch::default(),
     };
@@ -175,6 +180,7 @@ pub(super) fn read_document(value: Value, unknown: &mut Vec<String>) -> Result<C
             access_pattern: document.access_pattern,
             latest_read_files: document.latest_read_files,
             prefetch,
+            trace: document.trace,
         }),
         overlay: None,
     })

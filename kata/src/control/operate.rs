@@ -136,6 +136,8 @@ pub struct PrefetchStatus {
     pub failures: u64,
     /// It has ended.
     pub ended: bool,
+    /// Why it does nothing at present: `idle`: the container asked for nothing for a while; `source`: its source fails or has become slow.
+    pub paused: Option<String>,
 }
 
 /// A request that is not answered yet.
