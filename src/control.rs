@@ -19,7 +19,7 @@ mod trace;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Instant, SystemTime};
 
 use kata::Control;
@@ -161,6 +161,7 @@ impl DaemonControl {
             source: bootstrap.to_owned(),
             since: Utc::now(),
             image: Some(image),
+            directory: Weak::new(),
         };
         Ok((
             Instance::Rafs(Arc::new(Counted::new(instance, counters))),
@@ -176,17 +177,21 @@ impl DaemonControl {
     pub fn mount_directory(&self, mountpoint: &str, source: &str, config: &str) -> Result<(), ControlError> {
         let path = mountpoint_of(mountpoint)?;
         let place = self.table.take(&path)?;
-        let (instance, read_only) = self.instances.directory(source, config)?;
+        let tree = self.instances.directory(source, config)?;
+        let directory = Arc::downgrade(&tree);
         let options = MountOptions {
-            read_only,
+            read_only: tree.options().read_only,
             ..MountOptions::default()
         };
-        self.mounts.mount(&path, instance, options).map_err(refused)?;
+        self.mounts
+            .mount(&path, Instance::Passthrough(tree), options)
+            .map_err(refused)?;
         place.fill(Mounted {
             kind: Kind::Directory,
             source: source.to_owned(),
             since: Utc::now(),
             image: None,
+            directory,
         });
         tracing::info!("mounted directory {source} at {path}");
         Ok(())

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::ids::IdMaps;
 use crate::inode::FdBudget;
+use crate::quota::Quota;
 use crate::xattr_rules::XattrRules;
 
 /// Time-out of cached entries and attributes where the guest is told to keep them "for ever".
@@ -105,9 +106,11 @@ pub struct Options {
     /// Descriptors that the guest may make the daemon hold; to be shared by the mounts of a daemon. `None`: this mount
     /// alone may take half of what the process may open.
     pub budget: Option<Arc<FdBudget>>,
+    /// The most that the tree may take of the host's disk. What is mounted below it is not part of it.
+    pub quota: Quota,
     /// Answer READDIRPLUS; off: the guest is told to use READDIR and LOOKUP.
     pub readdirplus: bool,
-    /// What the mount's own thread, which tries waiting locks, does first.
+    /// What the mount's own threads, which try waiting locks and count what the tree takes, do first.
     pub thread_start: ThreadStart,
 }
 
@@ -144,6 +147,7 @@ impl Options {
             announce_submounts: true,
             inode_files: InodeFiles::default(),
             budget: None,
+            quota: Quota::default(),
             readdirplus: true,
             thread_start: ThreadStart::default(),
         }

@@ -17,8 +17,11 @@ pub enum Error {
     /// `/proc/self/fd` is missing or is not a proc file system; files cannot be reopened without it.
     #[error("/proc/self/fd is not usable")]
     Proc(#[source] io::Error),
-    /// The thread that serves waiting locks cannot be started.
-    #[error("cannot start a thread for locks")]
+    /// What the tree takes of the disk is to be limited and cannot be counted.
+    #[error("cannot count what the tree takes of the disk")]
+    Usage(#[source] io::Error),
+    /// A thread of the mount cannot be started.
+    #[error("cannot start a thread of the mount")]
     Thread(#[source] io::Error),
     /// The host kernel lacks a system call that confinement rests on.
     #[error("the host kernel does not offer {call}")]

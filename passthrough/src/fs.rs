@@ -18,6 +18,7 @@ mod locks;
 mod lookup;
 mod names;
 mod ops;
+mod usage;
 mod xattr;
 
 use std::ffi::CString;
@@ -31,7 +32,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 pub use attr::{Statx, Timestamp};
 pub use create::CreateExtras;
-pub(crate) use dir::DirStream;
+pub(crate) use dir::{DirStream, Record};
 pub use ioctl::IoctlReply;
 
 use crate::config::Options;
@@ -43,8 +44,9 @@ use crate::ino::InodeNumbers;
 use crate::inode::{FdBudget, Inode, InodeTable};
 use crate::lock::{LockThread, Locks};
 use crate::proc::ProcFd;
+use crate::quota::{Account, Nameless, QuotaUsage, Recounter};
 use crate::sys::errno;
-use lookup::Seen;
+pub(crate) use lookup::Seen;
 
 /// One directory tree of the host, served.
 ///
@@ -62,6 +64,10 @@ pub struct PassthroughFs {
     budget: Arc<FdBudget>,
     locks: Arc<Locks>,
     _lock_thread: Option<LockThread>,
+    /// What the tree takes, if that is limited.
+    account: Option<Arc<Account>>,
+    nameless: Nameless,
+    _recounter: Option<Recounter>,
     /// What users and groups of the guest are on the host.
     ids: IdMaps,
     /// What the host calls file capabilities, if it is to know nothing of them.
@@ -76,7 +82,8 @@ impl PassthroughFs {
     /// # Errors
     ///
     /// [`Error::Root`] if the root is not a directory that can be opened, [`Error::Proc`] if `/proc/self/fd` is not
-    /// usable, [`Error::Kernel`] if the host kernel is older than 5.8, [`Error::Thread`].
+    /// usable, [`Error::Kernel`] if the host kernel is older than 5.8, [`Error::Usage`] if what the tree takes is to be
+    /// limited and cannot be counted, [`Error::Thread`].
     pub fn new(options: Options) -> Result<Self, Error> {
         let root_error = |source: io::Error| Error::Root {
             path: options.root.clone(),
@@ -111,6 +118,18 @@ impl PassthroughFs {
             .then(|| LockThread::start(locks.clone(), &options.thread_start))
             .transpose()
             .map_err(Error::Thread)?;
+        let account = match options.quota.is_none() {
+            true => None,
+            false => {
+                let root = root_directory.try_clone().map_err(Error::Usage)?;
+                Some(Account::open(options.quota, root, key).map_err(Error::Usage)?)
+            }
+        };
+        let recounter = account
+            .clone()
+            .map(|account| Recounter::start(account, &options.thread_start))
+            .transpose()
+            .map_err(Error::Thread)?;
         let stored_capability = options
             .xattr_rules
             .as_ref()
@@ -129,6 +148,9 @@ impl PassthroughFs {
             budget,
             locks,
             _lock_thread: lock_thread,
+            account,
+            nameless: Nameless::default(),
+            _recounter: recounter,
             stored_capability,
             ids,
             root_directory,
@@ -139,6 +161,11 @@ impl PassthroughFs {
     /// What this mount was made with.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// What the tree takes of the host's disk, if that is limited. Only what lies on the mount of the root is counted.
+    pub fn quota_usage(&self) -> Option<QuotaUsage> {
+        self.account.as_ref().map(|account| account.usage())
     }
 
     /// Number of nodes that the guest has looked up and not forgotten, the root included.
@@ -209,6 +236,7 @@ impl PassthroughFs {
         self.locks.clear();
         self.handles.clear();
         self.inodes.clear();
+        self.nameless.clear();
     }
 
     /// The node `id`; ESTALE if the guest has forgotten it, or made it up.

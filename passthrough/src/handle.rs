@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::fs::DirStream;
 use crate::inode::Permit;
+use crate::quota::Charge;
 use crate::sys::errno;
 
 /// Parts of the table; handles are numbered in sequence, so neighbours lie in different parts.
@@ -24,27 +25,31 @@ pub(crate) struct Handle {
     inode: u64,
     fd: OwnedFd,
     _permit: Permit,
+    /// What the mount's quota holds for the file.
+    pub(crate) charge: Option<Arc<Charge>>,
     /// Where reading a directory has got to; unused by files.
     pub(crate) stream: Mutex<DirStream>,
     directory: bool,
 }
 
 impl Handle {
-    pub(crate) fn file(inode: u64, fd: OwnedFd, permit: Permit) -> Self {
+    pub(crate) fn file(inode: u64, fd: OwnedFd, permit: Permit, charge: Option<Arc<Charge>>) -> Self {
         Handle {
             inode,
             fd,
             _permit: permit,
+            charge,
             stream: Mutex::new(DirStream::new()),
             directory: false,
         }
     }
 
-    pub(crate) fn directory(inode: u64, fd: OwnedFd, permit: Permit) -> Self {
+    pub(crate) fn directory(inode: u64, fd: OwnedFd, permit: Permit, charge: Option<Arc<Charge>>) -> Self {
         Handle {
             inode,
             fd,
             _permit: permit,
+            charge,
             stream: Mutex::new(DirStream::new()),
             directory: true,
         }

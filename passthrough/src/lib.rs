@@ -10,6 +10,7 @@
 //! | `fs` | [`PassthroughFs`], one file per family of operations below it |
 //! | `inode` | node ids, their host files (by handle, within [`FdBudget`]) and their lookup counts |
 //! | `handle` | open files and directories |
+//! | `quota` | what a mount may take of the host's disk |
 //! | `lock` | record locks and flock, waiting included |
 //! | `watch` | letting go of what the host unmounts |
 //! | `xattr_rules` | attribute names of the guest and of the host |
@@ -32,6 +33,7 @@ mod inode;
 mod lock;
 mod name;
 mod proc;
+mod quota;
 mod sys;
 mod watch;
 mod xattr_rules;
@@ -43,5 +45,6 @@ pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};
 pub use ids::{IdMap, IdMaps, IdRuleError};
 pub use inode::FdBudget;
 pub use lock::{LockDone, LockWait};
+pub use quota::{Quota, QuotaUsage};
 pub use watch::MountWatcher;
 pub use xattr_rules::{XattrRules, XattrRulesError};

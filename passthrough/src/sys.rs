@@ -199,6 +199,86 @@ pub(crate) fn extended_flags(file: BorrowedFd<'_>, request: u32, flags: &mut [u8
     ioctl(file, libc::c_ulong::from(request), flags)
 }
 
+/// `FS_IOC_FIEMAP`, `_IOWR('f', 11, struct fiemap)`.
+const FS_IOC_FIEMAP: u32 = 0xc020_660b;
+/// The extent is the file's last.
+const EXTENT_LAST: u32 = 0x1;
+/// Its data is compressed or otherwise not what it looks like, or lies in the inode: overwriting it may take space.
+const EXTENT_ENCODED_OR_INLINE: u32 = 0x8 | 0x200;
+/// Most extents that [`extents`] asks for at a time.
+const EXTENTS_MAX: usize = 32;
+
+/// Space of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Where in the file it begins, in bytes.
+    pub(crate) start: u64,
+    /// Bytes.
+    pub(crate) length: u64,
+    /// Overwriting it may take more space.
+    pub(crate) may_grow: bool,
+    /// There is none behind it.
+    pub(crate) last: bool,
+}
+
+/// `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct RawExtent {
+    logical: u64,
+    _physical: u64,
+    length: u64,
+    _reserved64: [u64; 2],
+    flags: u32,
+    _reserved: [u32; 3],
+}
+
+/// `struct fiemap` with room for extents.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct RawExtents {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    room: u32,
+    _reserved: u32,
+    extents: [RawExtent; EXTENTS_MAX],
+}
+
+/// Where `file` has space, from `start` on for `length` bytes, written or not. Returns how many of `into` were filled, 32 at
+/// most.
+///
+/// EOPNOTSUPP, ENOTTY: the file system does not tell.
+pub(crate) fn extents(
+    file: BorrowedFd<'_>,
+    start: u64,
+    length: u64,
+    into: &mut [Extent],
+) -> io::Result<usize> {
+    let mut raw = RawExtents {
+        start,
+        length,
+        room: into.len().min(EXTENTS_MAX) as u32,
+        ..RawExtents::default()
+    };
+    // SAFETY: the kernel reads the head of `raw` and writes it and at most `room` extents, for which there is space.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut raw as *mut RawExtents) };
+    crate::sys::length(result as libc::ssize_t)?;
+    let told = raw.extents.iter().take(raw.mapped as usize);
+    let mut filled = 0;
+    for (to, from) in into.iter_mut().zip(told) {
+        *to = Extent {
+            start: from.logical,
+            length: from.length,
+            may_grow: from.flags & EXTENT_ENCODED_OR_INLINE != 0,
+            last: from.flags & EXTENT_LAST != 0,
+        };
+        filled += 1;
+    }
+    Ok(filled)
+}
+
 /// Largest file handle the kernel makes (`MAX_HANDLE_SZ`).
 pub(crate) const HANDLE_MAX: usize = 128;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use passthrough::{CachePolicy, IdMap, InodeFiles, Options, XattrRulesError};
+use passthrough::{CachePolicy, IdMap, InodeFiles, Options, Quota, XattrRulesError};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -32,8 +32,17 @@ pub struct Directory {
     translate_uid: Option<Vec<String>>,
     translate_gid: Option<Vec<String>>,
     inode_file_handles: Option<InodeFileHandles>,
+    quota: Option<Limits>,
     #[serde(flatten)]
     unknown: BTreeMap<String, Value>,
+}
+
+/// What the directory may take of the host's disk.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    bytes: Option<u64>,
+    inodes: Option<u64>,
 }
 
 impl Directory {
@@ -113,6 +122,9 @@ impl Directory {
         if let Some(mode) = self.inode_file_handles {
             options.inode_files = inode_files(mode);
         }
+        if let Some(Limits { bytes, inodes }) = self.quota {
+            options.quota = Quota { bytes, inodes };
+        }
         Ok(())
     }
 }
@@ -170,6 +182,9 @@ mod tests {
             mapped.xattr_rules.is_some() && !mapped.ids.users.is_empty() && !mapped.ids.groups.is_empty()
         );
         assert_eq!(mapped.inode_files, InodeFiles::Descriptors);
+        assert!(mapped.quota.is_none());
+        let limited = options(r#"{"quota":{"bytes":1048576}}"#).unwrap().quota;
+        assert_eq!((limited.bytes, limited.inodes), (Some(1 << 20), None));
         assert_eq!(
             options(r#"{"cache_policy":"never"}"#).unwrap().cache,
             CachePolicy::Never
@@ -188,6 +203,9 @@ mod tests {
             (r#"{"xattrmap":":nonsense:"}"#, "xattrmap"),
             (r#"{"translate_uid":["map:0:1"]}"#, "translate_uid"),
             (r#"{"inode_file_handles":"often"}"#, "often"),
+            (r#"{"quota":{"bytes":-1}}"#, "-1"),
+            (r#"{"quota":{"blocks":1}}"#, "blocks"),
+            (r#"{"quota":1048576}"#, "invalid type"),
         ] {
             assert!(options(text).unwrap_err().contains(part), "{text}");
         }

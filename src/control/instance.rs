@@ -7,14 +7,12 @@ use backend::config::{Secret, SourceConfig, StoreOptions, StoreThread, ThreadSta
 use backend::store::Store;
 use kata::config::{Config, SecretUrl};
 use kata::control::ControlError;
-use kata::control::operate::CachePolicy;
 use parking_lot::Mutex;
 use passthrough::{FdBudget, MountWatcher, PassthroughFs};
 use rafs::fs::RafsFs;
 
 use super::prefetch::{self, Prefetching};
 use crate::config::{self, HostConfig};
-use crate::mounts::Instance;
 use crate::sandbox::{Role, Sandbox};
 
 /// What can be mounted.
@@ -178,32 +176,9 @@ impl Instances {
             .map_err(|error| ControlError::failed(format!("Configure: proxy_url: {error}{}", cause(&error))))
     }
 
-    /// Whether changes of host directories are refused.
-    pub(super) fn host_is_read_only(&self) -> bool {
-        self.host.options().read_only
-    }
-
-    /// What guests may keep of host directories.
-    pub(super) fn host_cache_policy(&self) -> CachePolicy {
-        let policy = self.host.options().cache;
-        CachePolicy {
-            policy: match policy {
-                passthrough::CachePolicy::Never => "never",
-                passthrough::CachePolicy::Metadata => "metadata",
-                passthrough::CachePolicy::Auto { .. } => "auto",
-                passthrough::CachePolicy::Always => "always",
-            }
-            .to_owned(),
-            metadata_ms: u64::try_from(policy.entry_timeout().as_millis()).ok(),
-            data: policy == passthrough::CachePolicy::Always,
-        }
-    }
-
-    /// Opens the directory `source` of the host, and says whether it is read-only. The `config` of a mount request
-    /// may change what the command line says.
-    pub(super) fn directory(&self, source: &str, config: &str) -> Result<(Instance, bool), ControlError> {
+    /// Opens the directory `source` of the host. The `config` of a mount request may change what the command line says.
+    pub(super) fn directory(&self, source: &str, config: &str) -> Result<Arc<PassthroughFs>, ControlError> {
         let options = self.host.of(source, config).map_err(ControlError::failed)?;
-        let read_only = options.read_only;
         let sandbox = self.sandbox.clone();
         let start = passthrough::ThreadStart(Arc::new(move || sandbox.enter(Role::Helper)));
         let options = passthrough::Options {
@@ -218,7 +193,7 @@ impl Instances {
             ))
         })?;
         self.watch(&tree, start);
-        Ok((Instance::Passthrough(tree), read_only))
+        Ok(tree)
     }
 
     /// Has `tree` let go of what the host unmounts below it. Without the watcher it holds on to it until it is unmounted

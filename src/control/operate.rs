@@ -11,9 +11,10 @@ use kata::control::Control;
 use kata::control::ControlError;
 use kata::control::operate::{
     AccessTrace, AwaitedData, BlobStatus, CachePolicy, DeviceCounters, DrainRequest, Drained, Histogram,
-    ImageStatus, LatencyClass, LiveRequest, MountLatencies, MountStatus, Operate, Overview, PrefetchStatus,
-    Residency,
+    ImageStatus, LatencyClass, LimitStatus, LiveRequest, MountLatencies, MountStatus, Operate, Overview,
+    PrefetchStatus, QuotaStatus, Residency,
 };
+use passthrough::PassthroughFs;
 use rafs::fs::RafsFs;
 
 use super::instance::Kind;
@@ -53,6 +54,8 @@ impl Operate for DaemonControl {
             .collect();
         let all = self.table.status(|path, mounted, changing| {
             let image = mounted.image.as_ref();
+            let directory = mounted.directory.upgrade();
+            let options = directory.as_ref().map(|tree| tree.options());
             MountStatus {
                 mountpoint: path.to_owned(),
                 kind: match mounted.kind {
@@ -62,20 +65,21 @@ impl Operate for DaemonControl {
                 source: mounted.source.clone(),
                 since: mounted.since.for_json(),
                 state: if changing { "changing" } else { "serving" }.to_owned(),
-                read_only: image.is_some() || self.instances.host_is_read_only(),
-                cache: match image {
-                    Some(_) => CachePolicy {
+                read_only: options.is_none_or(|options| options.read_only),
+                cache: match options {
+                    None => CachePolicy {
                         policy: "always".to_owned(),
                         metadata_ms: None,
                         data: true,
                     },
-                    None => self.instances.host_cache_policy(),
+                    Some(options) => cache_policy(options.cache),
                 },
                 waiting: waiting
                     .iter()
                     .filter(|waiting| waiting.mountpoint == path)
                     .count(),
                 requests: answered.get(path).copied().unwrap_or_default(),
+                quota: directory.as_deref().and_then(quota_status),
                 image: image.map(image_status),
             }
         });
@@ -323,6 +327,31 @@ fn device_counters(counted: Snapshot) -> DeviceCounters {
         malformed: counted.malformed,
         bugs: counted.bugs,
     }
+}
+
+/// What guests may keep of a directory.
+fn cache_policy(policy: passthrough::CachePolicy) -> CachePolicy {
+    let name = match policy {
+        passthrough::CachePolicy::Never => "never",
+        passthrough::CachePolicy::Metadata => "metadata",
+        passthrough::CachePolicy::Auto { .. } => "auto",
+        passthrough::CachePolicy::Always => "always",
+    };
+    CachePolicy {
+        policy: name.to_owned(),
+        metadata_ms: u64::try_from(policy.entry_timeout().as_millis()).ok(),
+        data: policy == passthrough::CachePolicy::Always,
+    }
+}
+
+/// What a directory takes, if that is limited.
+fn quota_status(tree: &PassthroughFs) -> Option<QuotaStatus> {
+    let (used, limits) = (tree.quota_usage()?, tree.options().quota);
+    let status = |used, limit| LimitStatus { used, limit };
+    Some(QuotaStatus {
+        bytes: status(used.bytes, limits.bytes),
+        inodes: status(used.inodes, limits.inodes),
+    })
 }
 
 fn image_status(image: &MountedImage) -> ImageStatus {

@@ -8,6 +8,7 @@ use kata::config::Config;
 use kata::control::{ControlError, Settings};
 use kata::timestamp::Utc;
 use parking_lot::Mutex;
+use passthrough::PassthroughFs;
 use rafs::fs::RafsFs;
 
 use super::counters::Counters;
@@ -24,6 +25,8 @@ pub(super) struct Mounted {
     pub since: Utc,
     /// Only of images.
     pub image: Option<MountedImage>,
+    /// Only of directories; the device's table owns it.
+    pub directory: Weak<PassthroughFs>,
 }
 
 /// What is particular to images.
@@ -270,6 +273,7 @@ mod tests {
             source: "/s".into(),
             since: Utc::now(),
             image: None,
+            directory: Weak::new(),
         }
     }
 

@@ -107,7 +107,7 @@ fn of_role(role: Role, own: u32, violation: &SeccompAction, arch: TargetArch) ->
         let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
         only(libc::SYS_socket, alternatives(0, families)?)?;
     } else if makes(libc::SYS_syncfs) && !makes(libc::SYS_sendmsg) {
-        // Flags and projects of files, nothing of devices.
+        // Flags, projects and space of files, nothing of devices.
         only(libc::SYS_ioctl, file_ioctls()?)?;
     }
     if calls::loads_libraries(role) {
@@ -167,15 +167,16 @@ fn alternatives<const N: usize>(argument: u8, values: [i32; N]) -> Result<Vec<Se
         .collect()
 }
 
-/// The ioctls of requests: those of `chattr`, for which there is a number of each word size.
+/// The ioctls of requests: those of `chattr`, for which there is a number of each word size, and where a file has space.
 fn file_ioctls() -> Result<Vec<SeccompCondition>, Failure> {
-    let numbers: [u64; 6] = [
+    let numbers: [u64; 7] = [
         libc::FS_IOC_GETFLAGS,
         libc::FS_IOC_SETFLAGS,
         libc::FS_IOC32_GETFLAGS,
         libc::FS_IOC32_SETFLAGS,
         FS_IOC_FSGETXATTR,
         FS_IOC_FSSETXATTR,
+        FS_IOC_FIEMAP,
     ]
     .map(|number| number & u64::from(u32::MAX));
     numbers.into_iter().map(|number| equal(1, number)).collect()
@@ -186,5 +187,7 @@ const PR_GET_AUXV: i32 = 0x4155_5856;
 
 /// `_IOR('X', 31, struct fsxattr)`, of 28 bytes.
 const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
+/// `_IOWR('f', 11, struct fiemap)`.
+const FS_IOC_FIEMAP: u64 = 0xc020_660b;
 /// `_IOW('X', 32, struct fsxattr)`.
 const FS_IOC_FSSETXATTR: u64 = 0x401c_5820;

@@ -19,6 +19,7 @@ mod nydusctl;
 mod operate;
 mod peers;
 mod process;
+mod quota;
 mod sandbox;
 mod service;
 mod settings;

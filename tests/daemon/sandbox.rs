@@ -43,7 +43,7 @@ fn busy() -> (Daemon, Guest, Registry, Image) {
     mount(&daemon, "/image", &image, &config).nothing();
     let share = daemon.path("share");
     std::fs::create_dir(&share).unwrap();
-    daemon.mount_directory("/share", &share).nothing();
+    super::quota::mount(&daemon, "/share", &share);
     let guest = Guest::boot(daemon.path("vu.sock"), Options::default()).unwrap();
     assert_eq!(guest.read_file("/image/hello").unwrap(), b"hello");
     let directory = guest.resolve("/share").unwrap().nodeid;
@@ -70,7 +70,15 @@ fn every_thread_has_given_up_what_it_does_not_need() {
     let mut seen = Vec::new();
     for (name, fields) in threads(daemon.child.id()) {
         let (effective, permitted) = (capabilities(&fields, "CapEff"), capabilities(&fields, "CapPrm"));
-        let serves_no_files = ["log", "deadlines", "net", "decode-", "lock-wait", "mount-watch"];
+        let serves_no_files = [
+            "log",
+            "deadlines",
+            "net",
+            "decode-",
+            "lock-wait",
+            "mount-watch",
+            "quota",
+        ];
         let expected = match serves_no_files.iter().any(|start| name.starts_with(start)) {
             true => CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH,
             false => needed,
@@ -100,6 +108,7 @@ fn every_thread_has_given_up_what_it_does_not_need() {
         "decode-0",
         "lock-wait",
         "mount-watch",
+        "quota",
     ] {
         assert!(
             seen.iter().any(|other| other == name),

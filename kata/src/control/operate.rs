@@ -72,8 +72,28 @@ pub struct MountStatus {
     pub waiting: usize,
     /// Requests answered so far.
     pub requests: u64,
+    /// What it may take of the host's disk, if that is limited.
+    pub quota: Option<QuotaStatus>,
     /// Only of images.
     pub image: Option<ImageStatus>,
+}
+
+/// What a directory takes of the host's disk.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct QuotaStatus {
+    /// Bytes, as `du` counts them.
+    pub bytes: LimitStatus,
+    /// Files, directories and all else that has an inode.
+    pub inodes: LimitStatus,
+}
+
+/// Something that may be limited.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct LimitStatus {
+    /// What it takes.
+    pub used: u64,
+    /// The most that it may take; null: no limit.
+    pub limit: Option<u64>,
 }
 
 /// How long a guest may keep what it has learned of a mount.

@@ -15,6 +15,7 @@ use rustix::thread::CapabilitySet;
 
 use super::PassthroughFs;
 use super::lookup::Seen;
+use super::usage::settle;
 use crate::credentials::{ActingAs, WithoutFsetid};
 use crate::inode::Inode;
 use crate::proc::FdText;
@@ -209,10 +210,14 @@ impl PassthroughFs {
             let size = u64::try_from(attr.st_size).map_err(|_| errno(libc::EINVAL))?;
             self.end_capability_of(&node)?;
             let _guard = WithoutFsetid::when(valid.contains(SetattrValid::KILL_SUIDGID))?;
-            match &handle {
-                Some(handle) => rustix::fs::ftruncate(handle.as_fd(), size)?,
-                None => self.truncate(&node, size)?,
-            }
+            let change = self.change_of(&node);
+            let charge = self.charge_in(&change, &node)?;
+            let truncated = match &handle {
+                Some(handle) => rustix::fs::ftruncate(handle.as_fd(), size).map_err(Into::into),
+                None => self.truncate(&node, size),
+            };
+            settle(&change, &charge, node.fd()?.as_fd());
+            truncated?;
         }
         if valid.intersects(SetattrValid::ATIME | SetattrValid::MTIME) {
             let access = (SetattrValid::ATIME, SetattrValid::ATIME_NOW);

@@ -11,10 +11,12 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::thread::CapabilitySet;
 
 use super::PassthroughFs;
+use super::usage::{made_inodes, settle};
 use crate::credentials::{ActingAs, Umask};
 use crate::handle::Handle;
 use crate::inode::{Inode, Permit};
 use crate::name::Name;
+use crate::quota::Change;
 use crate::sys::errno;
 
 /// What a request that creates something may carry beyond its operation's own arguments.
@@ -74,18 +76,22 @@ impl PassthroughFs {
         directory: BorrowedFd<'_>,
         name: Name<'_>,
         extras: &CreateExtras<'_>,
+        change: &Option<Change<'_>>,
     ) -> io::Result<Entry> {
         let (inode, seen) = self.find_child(directory, name)?;
         if let Err(error) = self.label(&inode, extras.labels) {
-            self.inodes.forget(inode.id(), 1);
+            self.forget_node(inode.id(), 1);
             // Nobody may find the file without its labels.
             let kind = if inode.is_directory() {
                 AtFlags::REMOVEDIR
             } else {
                 AtFlags::empty()
             };
-            rustix::fs::unlinkat(directory, name.as_c_str(), kind)?;
+            self.take_back(change, directory, name, kind)?;
             return Err(error);
+        }
+        if change.is_some() {
+            self.count_new(change, &inode, inode.fd()?.as_fd())?;
         }
         Ok(self.entry(Some(parent), &inode, &seen))
     }
@@ -97,14 +103,17 @@ impl PassthroughFs {
         permit: Permit,
         flags: u32,
         extras: &CreateExtras<'_>,
+        change: &Option<Change<'_>>,
     ) -> io::Result<(Entry, u64, OpenOptions)> {
         let (inode, seen) = self.adopt(self.proc.reopen(file.as_fd(), OFlags::PATH)?)?;
-        if let Err(error) = self.label(&inode, extras.labels) {
-            self.inodes.forget(inode.id(), 1);
-            return Err(error);
-        }
+        let charge = self
+            .label(&inode, extras.labels)
+            .and_then(|()| self.count_new(change, &inode, file.as_fd()))
+            .inspect_err(|_| self.forget_node(inode.id(), 1))?;
         let entry = self.entry(None, &inode, &seen);
-        let handle = self.handles.insert(Handle::file(inode.id(), file, permit));
+        let handle = self
+            .handles
+            .insert(Handle::file(inode.id(), file, permit, charge));
         Ok((entry, handle, self.open_options(flags)))
     }
 
@@ -135,6 +144,8 @@ impl PassthroughFs {
             _ => return Err(errno(libc::EINVAL)),
         };
         let directory = parent.fd()?;
+        let mut change = self.change_names_of(&parent, 1, 1)?;
+        let grown = self.charge_in(&change, &parent)?;
         let creation = self.begin(ctx, extras, umask, keep)?;
         let permissions = Mode::from_raw_mode(mode & 0o7777);
         rustix::fs::mknodat(
@@ -145,7 +156,9 @@ impl PassthroughFs {
             u64::from(rdev),
         )?;
         drop(creation);
-        self.created(&parent, directory.as_fd(), name, extras)
+        made_inodes(&mut change);
+        settle(&change, &grown, directory.as_fd());
+        self.created(&parent, directory.as_fd(), name, extras, &change)
     }
 
     /// MKDIR.
@@ -165,10 +178,14 @@ impl PassthroughFs {
         let parent = self.directory_to_change(parent)?;
         let name = Name::new(name)?;
         let directory = parent.fd()?;
+        let mut change = self.change_names_of(&parent, 1, 2)?;
+        let grown = self.charge_in(&change, &parent)?;
         let creation = self.begin(ctx, extras, umask, CapabilitySet::empty())?;
         rustix::fs::mkdirat(&directory, name.as_c_str(), Mode::from_raw_mode(mode & 0o7777))?;
         drop(creation);
-        self.created(&parent, directory.as_fd(), name, extras)
+        made_inodes(&mut change);
+        settle(&change, &grown, directory.as_fd());
+        self.created(&parent, directory.as_fd(), name, extras, &change)
     }
 
     /// SYMLINK: `name` leads to `target`, which is kept as it is and never looked at.
@@ -187,10 +204,14 @@ impl PassthroughFs {
         let parent = self.directory_to_change(parent)?;
         let name = Name::new(name)?;
         let directory = parent.fd()?;
+        let mut change = self.change_names_of(&parent, 1, 2)?;
+        let grown = self.charge_in(&change, &parent)?;
         let creation = self.begin(ctx, extras, 0, CapabilitySet::empty())?;
         rustix::fs::symlinkat(target, &directory, name.as_c_str())?;
         drop(creation);
-        self.created(&parent, directory.as_fd(), name, extras)
+        made_inodes(&mut change);
+        settle(&change, &grown, directory.as_fd());
+        self.created(&parent, directory.as_fd(), name, extras, &change)
     }
 
     /// CREATE: makes `name` as a regular file and opens it; without O_EXCL, opens the file that is already there.
@@ -208,29 +229,53 @@ impl PassthroughFs {
     ) -> io::Result<(Entry, u64, OpenOptions)> {
         let parent = self.directory_to_change(parent)?;
         let name = Name::new(name)?;
+        let may_exist = args.flags & libc::O_EXCL as u32 == 0;
+        let mut change = match self.change_names_of(&parent, 1, 1) {
+            // There is no room for a new file, but perhaps no need of one.
+            Err(full) if may_exist => {
+                let existing = self.open_existing(&parent, name, args);
+                return existing.map_err(|error| match error.raw_os_error() {
+                    Some(libc::ENOENT) => full,
+                    _ => error,
+                });
+            }
+            other => other?,
+        };
         let directory = parent.fd()?;
+        let grown = self.charge_in(&change, &parent)?;
         let permit = self.budget.take()?;
-        let made = self.create_new(ctx, directory.as_fd(), name, args, extras);
-        match made {
-            Ok(file) => self
-                .created_open(file, permit, args.flags, extras)
-                .inspect_err(|_| {
-                    // Nobody may find a file whose making has failed.
-                    rustix::fs::unlinkat(&directory, name.as_c_str(), AtFlags::empty()).ok();
-                }),
-            Err(error)
-                if error.raw_os_error() == Some(libc::EEXIST) && args.flags & libc::O_EXCL as u32 == 0 =>
-            {
-                drop(permit);
-                let (inode, seen) = self.find_child(directory.as_fd(), name)?;
-                let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-                let (handle, options) = self
-                    .open_node(&inode, args.flags, kill)
-                    .inspect_err(|_| self.inodes.forget(inode.id(), 1))?;
-                Ok((self.entry(Some(&parent), &inode, &seen), handle, options))
+        match self.create_new(ctx, directory.as_fd(), name, args, extras) {
+            Ok(file) => {
+                made_inodes(&mut change);
+                settle(&change, &grown, directory.as_fd());
+                self.created_open(file, permit, args.flags, extras, &change)
+                    .inspect_err(|_| {
+                        // Nobody may find a file whose making has failed.
+                        self.take_back(&change, directory.as_fd(), name, AtFlags::empty())
+                            .ok();
+                    })
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && may_exist => {
+                drop((permit, change));
+                self.open_existing(&parent, name, args)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// CREATE of what is there.
+    fn open_existing(
+        &self,
+        parent: &Arc<Inode>,
+        name: Name<'_>,
+        args: &CreateIn,
+    ) -> io::Result<(Entry, u64, OpenOptions)> {
+        let (inode, seen) = self.find_child(parent.fd()?.as_fd(), name)?;
+        let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+        let (handle, options) = self
+            .open_node(&inode, args.flags, kill)
+            .inspect_err(|_| self.forget_node(inode.id(), 1))?;
+        Ok((self.entry(Some(parent), &inode, &seen), handle, options))
     }
 
     /// Always with O_EXCL, so that nothing that exists is ever opened under the caller's identity.
@@ -270,9 +315,11 @@ impl PassthroughFs {
         }
         let directory = parent.fd()?;
         let permit = self.budget.take()?;
+        let mut change = self.change_names_of(&parent, 1, 0)?;
         let creation = self.begin(ctx, extras, umask, CapabilitySet::empty())?;
         let file = rustix::fs::openat(&directory, c".", host_flags, Mode::from_raw_mode(mode & 0o7777))?;
         drop(creation);
-        self.created_open(file, permit, flags, extras)
+        made_inodes(&mut change);
+        self.created_open(file, permit, flags, extras, &change)
     }
 }

@@ -39,18 +39,19 @@ pub(crate) struct DirStream {
 
 /// One record of a directory.
 #[derive(Clone, Copy, Debug)]
-struct Record<'a> {
+pub(crate) struct Record<'a> {
     ino: u64,
     /// Position after this record.
-    next: u64,
+    pub(crate) next: u64,
     kind: u8,
-    name: &'a CStr,
-    length: usize,
+    pub(crate) name: &'a CStr,
+    /// Bytes of the record.
+    pub(crate) length: usize,
 }
 
 impl<'a> Record<'a> {
     /// The first record in `bytes`; `None` if the host sent none, or half of one.
-    fn parse(bytes: &'a [u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let length = usize::from(u16::from_ne_bytes(*bytes.get(16..)?.first_chunk()?));
         Some(Record {
             ino: u64::from_ne_bytes(*bytes.first_chunk()?),
@@ -61,7 +62,7 @@ impl<'a> Record<'a> {
         })
     }
 
-    fn is_dot_or_dot_dot(&self) -> bool {
+    pub(crate) fn is_dot_or_dot_dot(&self) -> bool {
         matches!(self.name.to_bytes(), b"." | b"..")
     }
 }
@@ -128,13 +129,15 @@ impl PassthroughFs {
         }
         let permit = self.budget.take()?;
         let directory = self.open_directory(node.fd()?.as_fd())?;
+        let charge = self.charge_of(&node, directory.as_fd())?;
         let options = if self.options.cache.keeps_data() {
             OpenOptions::CACHE_DIR | OpenOptions::KEEP_CACHE
         } else {
             OpenOptions::empty()
         };
         Ok((
-            self.handles.insert(Handle::directory(inode, directory, permit)),
+            self.handles
+                .insert(Handle::directory(inode, directory, permit, charge)),
             options,
         ))
     }
@@ -184,7 +187,7 @@ impl PassthroughFs {
             }
             let fits = add(described, entry);
             if entry.inode != 0 && !matches!(fits, Ok(1..)) {
-                self.inodes.forget(entry.inode, 1);
+                self.forget_node(entry.inode, 1);
             }
             added |= matches!(fits, Ok(1..));
             Ok(fits? != 0)

@@ -9,6 +9,7 @@ use fuse_backend_rs::api::filesystem::{Context, ZeroCopyReader, ZeroCopyWriter};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::PassthroughFs;
+use super::usage::settle;
 use crate::credentials::WithoutFsetid;
 use crate::handle::Handle;
 use crate::inode::Inode;
@@ -17,6 +18,11 @@ use crate::sys::{Transfer, errno};
 /// Most bytes that one COPY_FILE_RANGE copies. A guest may ask for 2^64 and is content with less; a worker, and a
 /// queue that is to stop, should not be held up for longer than such a copy takes.
 const COPY_MAX: u64 = 64 << 20;
+
+/// Modes of FALLOCATE that give space back, or move it.
+const TAKES_NO_SPACE: FallocateFlags = FallocateFlags::PUNCH_HOLE
+    .union(FallocateFlags::COLLAPSE_RANGE)
+    .union(FallocateFlags::INSERT_RANGE);
 
 /// Flags of a guest's open that the host's open gets. The rest is decided here or has been decided by the guest's
 /// kernel: creation and type flags, O_NONBLOCK, O_ASYNC, and O_APPEND, which is honoured write by write.
@@ -81,6 +87,9 @@ impl PassthroughFs {
         let _guard = WithoutFsetid::when(kill_privileges && host_flags.contains(OFlags::TRUNC))?;
         let permit = self.budget.take()?;
         let fd = node.fd()?;
+        let truncates = host_flags.contains(OFlags::TRUNC);
+        let change = truncates.then(|| self.change_of(node)).flatten();
+        let charge = self.charge_of(node, fd.as_fd())?;
         let file = match self.proc.reopen(fd.as_fd(), host_flags) {
             // A file that may only be appended to can only be opened that way.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) && flags & libc::O_APPEND as u32 != 0 => {
@@ -88,8 +97,9 @@ impl PassthroughFs {
             }
             other => other?,
         };
+        settle(&change, &charge, file.as_fd());
         Ok((
-            self.handles.insert(Handle::file(node.id(), file, permit)),
+            self.handles.insert(Handle::file(node.id(), file, permit, charge)),
             self.open_options(flags),
         ))
     }
@@ -138,11 +148,18 @@ impl PassthroughFs {
         }
         self.end_capability(handle.as_fd())?;
         let _guard = WithoutFsetid::when(fuse_flags & WRITE_KILL_PRIV != 0)?;
-        from.read_to(
-            &mut Transfer::new(handle.as_fd(), per_write),
-            size as usize,
-            offset,
-        )
+        let file = handle.as_fd();
+        let Some(charge) = &handle.charge else {
+            return from.read_to(&mut Transfer::new(file, per_write), size as usize, offset);
+        };
+        let at = (per_write & libc::RWF_APPEND == 0).then_some(offset);
+        // Part of a page that the guest has collected is not worth writing: the guest could not tell which.
+        let (change, fits) = charge
+            .account()
+            .change_data(file, at, u64::from(size), !delayed)?;
+        let written = from.read_to(&mut Transfer::new(file, per_write), fits as usize, offset);
+        charge.settle(&change, file);
+        written
     }
 
     /// FLUSH, sent at each close: reports what closing a descriptor would, such as a write that failed later.
@@ -157,8 +174,16 @@ impl PassthroughFs {
     pub(super) fn close_file(&self, inode: u64, handle: u64) -> io::Result<()> {
         let closed = self.handles.remove(handle, inode)?;
         self.locks.drop_handle(inode, handle);
+        let charge = closed.charge.clone();
         drop(closed);
         self.locks.handle_closed();
+        // Hosts give space ahead of data, and take back at the end what was not used.
+        if charge.is_some()
+            && let Ok(node) = self.inode(inode)
+            && let Ok(fd) = node.fd()
+        {
+            settle(&self.change_of(&node), &charge, fd.as_fd());
+        }
         Ok(())
     }
 
@@ -170,6 +195,9 @@ impl PassthroughFs {
         } else {
             rustix::fs::fsync(handle.as_fd())
         };
+        if let Some(charge) = &handle.charge {
+            charge.settle(&charge.account().change(), handle.as_fd());
+        }
         Ok(sync?)
     }
 
@@ -188,12 +216,18 @@ impl PassthroughFs {
         // The request does not say whether the caller may keep set-id bits; user 0 may.
         self.end_capability(handle.as_fd())?;
         let _guard = WithoutFsetid::when(ctx.uid != 0)?;
-        Ok(rustix::fs::fallocate(
-            handle.as_fd(),
-            FallocateFlags::from_bits_retain(mode),
-            offset,
-            length,
-        )?)
+        let (file, mode) = (handle.as_fd(), FallocateFlags::from_bits_retain(mode));
+        let Some(charge) = &handle.charge else {
+            return Ok(rustix::fs::fallocate(file, mode, offset, length)?);
+        };
+        let account = charge.account();
+        let change = match mode.intersects(TAKES_NO_SPACE) {
+            true => account.change(),
+            false => account.change_data(file, Some(offset), length, false)?.0,
+        };
+        let allocated = rustix::fs::fallocate(file, mode, offset, length);
+        charge.settle(&change, file);
+        Ok(allocated?)
     }
 
     /// LSEEK, which a guest sends for SEEK_DATA and SEEK_HOLE.
@@ -231,15 +265,27 @@ impl PassthroughFs {
         let source = self.handles.get_file(handle_in, inode_in)?;
         let target = self.handles.get_file(handle_out, inode_out)?;
         let (mut offset_in, mut offset_out) = (offset_in, offset_out);
-        let length = length.min(COPY_MAX) as usize;
+        let mut length = length.min(COPY_MAX);
         self.end_capability(target.as_fd())?;
         let _guard = WithoutFsetid::when(ctx.uid != 0)?;
-        Ok(rustix::fs::copy_file_range(
+        let mut change = None;
+        if let Some(charge) = &target.charge {
+            let size = u64::try_from(rustix::fs::fstat(source.as_fd())?.st_size).unwrap_or(0);
+            length = length.min(size.saturating_sub(offset_in));
+            let (begun, fits) =
+                charge
+                    .account()
+                    .change_data(target.as_fd(), Some(offset_out), length, true)?;
+            (change, length) = (Some(begun), fits);
+        }
+        let copied = rustix::fs::copy_file_range(
             source.as_fd(),
             Some(&mut offset_in),
             target.as_fd(),
             Some(&mut offset_out),
-            length,
-        )?)
+            length as usize,
+        );
+        settle(&change, &target.charge, target.as_fd());
+        Ok(copied?)
     }
 }

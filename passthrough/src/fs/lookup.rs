@@ -19,7 +19,7 @@ const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// What one `statx` said about a file.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen(pub(super) Statx);
+pub(crate) struct Seen(pub(crate) Statx);
 
 impl Seen {
     const MASK: StatxFlags = StatxFlags::BASIC_STATS
@@ -28,12 +28,12 @@ impl Seen {
         .union(MNT_ID_UNIQUE);
 
     /// The file behind `fd`.
-    pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         Ok(Seen(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, Self::MASK)?))
     }
 
     /// The file that `name` is now.
-    pub(super) fn at(directory: BorrowedFd<'_>, name: Name<'_>) -> io::Result<Self> {
+    pub(crate) fn at(directory: BorrowedFd<'_>, name: Name<'_>) -> io::Result<Self> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         Ok(Seen(rustix::fs::statx(
             directory,
@@ -44,7 +44,7 @@ impl Seen {
     }
 
     /// Which file this is; `None` if the kernel does not tell mounts apart (before Linux 5.8).
-    pub(super) fn key(&self) -> Option<Key> {
+    pub(crate) fn key(&self) -> Option<Key> {
         let told = self.0.stx_mask & (StatxFlags::MNT_ID | MNT_ID_UNIQUE).bits() != 0;
         told.then(|| Key {
             mount: self.0.stx_mnt_id,
@@ -57,13 +57,13 @@ impl Seen {
         rustix::fs::makedev(self.0.stx_dev_major, self.0.stx_dev_minor)
     }
 
-    pub(super) fn file_type(&self) -> u32 {
+    pub(crate) fn file_type(&self) -> u32 {
         u32::from(self.0.stx_mode) & libc::S_IFMT
     }
 }
 
 /// Opens `name` as a descriptor that can only be used to stand for the file.
-fn open_path(directory: BorrowedFd<'_>, name: Name<'_>) -> io::Result<OwnedFd> {
+pub(super) fn open_path(directory: BorrowedFd<'_>, name: Name<'_>) -> io::Result<OwnedFd> {
     // The name is one component already; RESOLVE_BENEATH would stop a longer one at the directory it starts from.
     Ok(rustix::fs::openat2(
         directory,

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, RenameFlags};
 
 use super::PassthroughFs;
 use super::lookup::Seen;
+use super::usage::{made_inodes, settle};
 use crate::config::InodeFiles;
 use crate::inode::Inode;
 use crate::name::Name;
@@ -41,9 +42,14 @@ impl PassthroughFs {
         let parent = self.directory_to_change(parent)?;
         let name = Name::new(name)?;
         let directory = parent.fd()?;
+        let change = self.change_names_of(&parent, 0, 0)?;
+        let shrunk = self.charge_in(&change, &parent)?;
+        let counted = self.charge_of_name(&change, directory.as_fd(), name);
         let pinned = self.pin_nameless(directory.as_fd(), name);
         let removed = rustix::fs::unlinkat(&directory, name.as_c_str(), flags);
         unpin_unless(removed.is_ok(), pinned);
+        self.count_removed(&change, counted);
+        settle(&change, &shrunk, directory.as_fd());
         Ok(removed?)
     }
 
@@ -55,11 +61,28 @@ impl PassthroughFs {
             .filter(|flags| RenameFlags::all().contains(*flags))
             .ok_or_else(|| errno(libc::EINVAL))?;
         let (old, new) = (Name::new(from.1)?, Name::new(to.1)?);
+        // Moving a name is a way out of a full disk; a whiteout is a new file.
+        let whiteouts = u64::from(flags.contains(RenameFlags::WHITEOUT));
+        let mut change = self.change_names_of(&source, whiteouts, 0)?;
+        let charges = [
+            self.charge_in(&change, &source)?,
+            self.charge_in(&change, &target)?,
+        ];
         let (source, target) = (source.fd()?, target.fd()?);
         let replaces = !flags.intersects(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE);
         let pinned = replaces.then(|| self.pin_nameless(target.as_fd(), new)).flatten();
+        let counted = replaces
+            .then(|| self.charge_of_name(&change, target.as_fd(), new))
+            .flatten();
         let moved = rustix::fs::renameat_with(&source, old.as_c_str(), &target, new.as_c_str(), flags);
         unpin_unless(moved.is_ok(), pinned);
+        if moved.is_ok() {
+            made_inodes(&mut change);
+        }
+        self.count_removed(&change, counted);
+        for (charge, directory) in charges.iter().zip([&source, &target]) {
+            settle(&change, charge, directory.as_fd());
+        }
         Ok(moved?)
     }
 
@@ -69,6 +92,8 @@ impl PassthroughFs {
         let node = self.inode(inode)?;
         let name = Name::new(name)?;
         let (directory, file) = (parent.fd()?, node.fd()?);
+        let change = self.change_names_of(&parent, 0, 1)?;
+        let charges = [self.charge_in(&change, &parent)?, self.charge_in(&change, &node)?];
         let text = FdText::number(file.as_fd())?;
         // The link in /proc is followed, and only that: it leads to the file itself, be that a symbolic link.
         let follow = AtFlags::SYMLINK_FOLLOW;
@@ -79,6 +104,9 @@ impl PassthroughFs {
             name.as_c_str(),
             follow,
         )?;
+        for (charge, counted) in charges.iter().zip([&directory, &file]) {
+            settle(&change, charge, counted.as_fd());
+        }
         let (inode, seen) = self.find_child(directory.as_fd(), name)?;
         Ok(self.entry(Some(&parent), &inode, &seen))
     }

@@ -46,12 +46,12 @@ impl FileSystem for PassthroughFs {
     }
 
     fn forget(&self, _: &Context, inode: u64, count: u64) {
-        self.inodes.forget(inode, count);
+        self.forget_node(inode, count);
     }
 
     fn batch_forget(&self, _: &Context, requests: Vec<(u64, u64)>) {
         for (inode, count) in requests {
-            self.inodes.forget(inode, count);
+            self.forget_node(inode, count);
         }
     }
 
@@ -225,6 +225,7 @@ impl FileSystem for PassthroughFs {
         to.f_favail = from.f_favail;
         to.f_fsid = from.f_fsid as _;
         to.f_namemax = from.f_namemax as _;
+        self.limit_statfs(&node, &mut to);
         Ok(to)
     }
 

@@ -14,6 +14,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::PassthroughFs;
+use super::usage::settle;
 use crate::inode::Inode;
 use crate::proc::FdText;
 use crate::sys::errno;
@@ -95,7 +96,11 @@ impl PassthroughFs {
     ) -> io::Result<()> {
         self.writable()?;
         let node = self.xattr_node(inode)?;
+        let change = self.change_beside(&node, value.len())?;
+        let charge = self.charge_in(&change, &node)?;
         self.set_xattr_of(&node, name, value, flags)?;
+        settle(&change, &charge, node.fd()?.as_fd());
+        drop(change);
         if kill_setgid && name == ACCESS_ACL {
             let mode = rustix::fs::fstat(&node.fd()?)?.st_mode;
             if mode & libc::S_ISGID != 0 {
@@ -130,7 +135,11 @@ impl PassthroughFs {
         let name = &*self.stored_name(name)?;
         let fd = node.fd()?;
         let path = FdText::absolute(fd.as_fd())?;
-        Ok(rustix::fs::removexattr(path.as_c_str(), name)?)
+        let change = self.change_of(&node);
+        let charge = self.charge_in(&change, &node)?;
+        rustix::fs::removexattr(path.as_c_str(), name)?;
+        settle(&change, &charge, fd.as_fd());
+        Ok(())
     }
 
     /// Ends the file capabilities of an open file that is about to change, if they are stored under a name that the

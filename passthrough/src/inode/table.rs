@@ -289,14 +289,14 @@ impl InodeTable {
     }
 
     /// Takes `count` lookups from the node `id`. The last one ends the node and closes its file, as soon as the
-    /// requests that run on it are done. The root stays.
-    pub(crate) fn forget(&self, id: u64, count: u64) {
+    /// requests that run on it are done. The root stays. Returns whether this ended the node.
+    pub(crate) fn forget(&self, id: u64, count: u64) -> bool {
         if id == ROOT {
-            return;
+            return false;
         }
-        let Some(inode) = self.get(id) else { return };
+        let Some(inode) = self.get(id) else { return false };
         if !inode.forget(count) {
-            return;
+            return false;
         }
         let mut keys = self.key_shard(&inode.key).write();
         if keys.get(&inode.key).is_some_and(|current| current.0.id == id) {
@@ -307,6 +307,7 @@ impl InodeTable {
         let mut ids = self.id_shard(id).write();
         ids.remove(&id);
         shrink(&mut ids);
+        true
     }
 
     /// Forgets everything but the root, whatever the counts say.
