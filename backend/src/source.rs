@@ -11,13 +11,14 @@ pub mod disk;
 mod file;
 mod hedge;
 pub(crate) mod http;
-pub mod http_proxy;
-pub mod oss;
+pub(crate) mod http_proxy;
+pub(crate) mod oss;
 mod parts;
-pub mod registry;
+pub(crate) mod registry;
+pub(crate) mod remote;
 pub(crate) mod retry;
 mod route;
-pub mod s3;
+pub(crate) mod s3;
 mod tls;
 
 use std::ops::Range;
@@ -71,11 +72,7 @@ pub trait Source: Send + Sync {
 
     /// Uses other credentials (`user:password` in Base64) from now on.
     fn replace_auth(&self, _auth: Secret) -> Result<(), SourceError> {
-        Err(SourceError::new(
-            SourceErrorKind::Config,
-            self.host(),
-            "this source takes no user and password",
-        ))
+        Err(no_password(self.host()))
     }
 
     /// What it delivered was damaged. If it has several ways to get it, it takes another one for a while.
@@ -104,4 +101,12 @@ pub trait Source: Send + Sync {
             "this source uses no proxy",
         ))
     }
+}
+
+fn no_password(host: &str) -> SourceError {
+    SourceError::new(
+        SourceErrorKind::Config,
+        host,
+        "this source takes no user and password",
+    )
 }

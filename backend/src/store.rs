@@ -52,6 +52,7 @@ use crate::source::http::Transport;
 use crate::source::http_proxy::HttpProxy;
 use crate::source::oss::Oss;
 use crate::source::registry::Registry;
+use crate::source::remote::Remote;
 use crate::source::s3::S3;
 use budget::Budget;
 use fetch::Plan;
@@ -247,11 +248,11 @@ impl Engine {
             SourceConfig::Dir(config) => Arc::new(Dir::new(config.clone())?),
             SourceConfig::Registry(config) => {
                 let transport = Transport::to(&self.clients, &config.http, &Peer::Direct, &config.host)?;
-                Arc::new(Registry::new(config.clone(), Arc::new(transport))?)
+                Arc::new(Remote(Registry::new(config.clone(), Arc::new(transport))?))
             }
-            SourceConfig::S3(config) => Arc::new(S3::new(config, &self.clients)?),
-            SourceConfig::Oss(config) => Arc::new(Oss::new(config, &self.clients)?),
-            SourceConfig::HttpProxy(config) => Arc::new(HttpProxy::new(config, &self.clients)?),
+            SourceConfig::S3(config) => Arc::new(Remote(S3::new(config, &self.clients)?)),
+            SourceConfig::Oss(config) => Arc::new(Remote(Oss::new(config, &self.clients)?)),
+            SourceConfig::HttpProxy(config) => Arc::new(Remote(HttpProxy::new(config, &self.clients)?)),
             SourceConfig::LocalDisk(config) => Arc::new(Disk::new(config)?),
         };
         let origin = Origin::new(self.new_lane(), source);

@@ -1,15 +1,100 @@
-//! What the object stores share: the URL of an object, and keyed hashes to sign requests with.
+//! What the object stores share: where an object is, and the frame of a signed request.
 //!
 //! Only fixed keys are configured, and only GET of one object is asked for. That is so little of the signing protocols that it is
 //! written down in `s3` and `oss` rather than taken from a library.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
+use http::header::InvalidHeaderValue;
+use http::{HeaderMap, HeaderValue};
 use ring::hmac;
 use url::Url;
 
+use super::http::{Answer, Transport, range_header};
+use super::remote::Protocol;
 use crate::config::{Scheme, Secret};
 use crate::error::{SourceError, SourceErrorKind};
+
+/// A bucket, and how requests for its objects are signed.
+pub(crate) struct Bucket<S> {
+    pub(super) transport: Transport,
+    pub(super) base: Url,
+    /// The bucket is the first segment of paths, and not a part of the host's name.
+    pub(super) path_style: bool,
+    pub(super) name: String,
+    /// What the names of objects begin with.
+    pub(super) prefix: String,
+    /// Requests are anonymous without.
+    pub(super) key: Option<Key>,
+    pub(super) signature: S,
+}
+
+/// A way to sign requests.
+pub(super) trait Signature: Send + Sync {
+    /// Signs a GET with `headers`: adds those that it takes.
+    fn sign(
+        &self,
+        key: &Key,
+        object: &Object,
+        headers: &mut HeaderMap,
+        now: SystemTime,
+    ) -> Result<(), InvalidHeaderValue>;
+}
+
+/// An object of a bucket.
+pub(super) struct Object<'a> {
+    pub(super) bucket: &'a str,
+    pub(super) name: String,
+    pub(super) url: Url,
+}
+
+impl<S> Bucket<S> {
+    pub(super) fn object(&self, blob_id: &str) -> Object<'_> {
+        let name = format!("{}{blob_id}", self.prefix);
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments
+                .pop_if_empty()
+                .extend(self.path_style.then_some(&self.name))
+                // Slashes separate segments.
+                .extend(name.split('/'));
+        }
+        Object {
+            bucket: &self.name,
+            name,
+            url,
+        }
+    }
+}
+
+impl<S: Signature> Protocol for Bucket<S> {
+    fn host(&self) -> &str {
+        self.base.host_str().unwrap_or_default()
+    }
+
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// They answer one range, whatever they are asked for.
+    fn knows_lists(&self) -> bool {
+        false
+    }
+
+    async fn open(&self, blob_id: &str, ranges: &[Range<u64>]) -> Result<Answer, SourceError> {
+        let object = self.object(blob_id);
+        let mut headers = HeaderMap::from_iter([range_header(ranges)]);
+        if let Some(key) = &self.key {
+            self.signature
+                .sign(key, &object, &mut headers, SystemTime::now())
+                .map_err(|error| SourceError::new(SourceErrorKind::Config, self.host(), error))?;
+        }
+        let answer = self.transport.get(&object.url, headers).await?;
+        self.transport.check(&answer, ranges)?;
+        Ok(answer)
+    }
+}
 
 /// A key, if both of its parts are given.
 pub(super) struct Key {
@@ -45,13 +130,11 @@ pub(super) fn endpoint(scheme: Scheme, endpoint: &str) -> Result<Url, SourceErro
     Ok(url)
 }
 
-/// The URL of an object below `base`; slashes in `key` separate segments.
-pub(super) fn object(base: &Url, bucket: Option<&str>, key: &str) -> Url {
-    let mut url = base.clone();
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.pop_if_empty().extend(bucket).extend(key.split('/'));
-    }
-    url
+/// The value of an `Authorization` header.
+pub(super) fn secret_value(text: String) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::try_from(text)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 pub(super) fn hmac_sha256(key: &[u8], data: &[u8]) -> Vec<u8> {

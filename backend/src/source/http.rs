@@ -354,23 +354,6 @@ impl Transport {
     }
 }
 
-/// Reads `ranges` of what is at `url`.
-pub(super) async fn read_range(
-    transport: &Transport,
-    url: &Url,
-    mut headers: HeaderMap,
-    ranges: &[Range<u64>],
-    sink: Sink<'_>,
-) -> Result<(), SourceError> {
-    if ranges.iter().all(Range::is_empty) {
-        return Ok(());
-    }
-    headers.extend([range_header(ranges)]);
-    let response = transport.get(url, headers).await?;
-    transport.check(&response, ranges)?;
-    transport.body(response, ranges, sink).await
-}
-
 /// Whether an answer counts. Otherwise, what speaks against the way that it came, if anything does.
 fn judge(way: &Way, outcome: &Result<Response, SourceError>) -> Result<(), Option<String>> {
     match (way, outcome) {

@@ -4,19 +4,17 @@ use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use url::Url;
 
 use super::clients::{Clients, Peer};
-use super::http::{Transport, host_of, read_range};
-use super::{Sink, Source};
-use crate::config::{HttpProxyConfig, Secret};
+use super::http::{Answer, Transport, host_of, range_header};
+use super::remote::Protocol;
+use crate::config::HttpProxyConfig;
 use crate::error::{SourceError, SourceErrorKind};
 
 /// See the module.
-pub struct HttpProxy {
+pub(crate) struct HttpProxy {
     transport: Transport,
     base: Url,
     host: String,
@@ -68,61 +66,23 @@ impl HttpProxy {
     }
 }
 
-impl HttpProxy {
-    async fn read_list(
-        &self,
-        blob_id: &str,
-        ranges: &[Range<u64>],
-        sink: Sink<'_>,
-    ) -> Result<(), SourceError> {
-        let mut url = self.base.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.push(blob_id);
-        }
-        read_range(&self.transport, &url, HeaderMap::new(), ranges, sink).await
-    }
-}
-
-impl Source for HttpProxy {
+impl Protocol for HttpProxy {
     fn host(&self) -> &str {
         &self.host
     }
 
-    fn read<'a>(
-        &'a self,
-        blob_id: &'a str,
-        range: Range<u64>,
-        sink: Sink<'a>,
-    ) -> BoxFuture<'a, Result<(), SourceError>> {
-        async move { self.read_list(blob_id, &[range], sink).await }.boxed()
+    fn transport(&self) -> &Transport {
+        &self.transport
     }
 
-    fn ranges_per_request(&self) -> usize {
-        self.transport.ranges_per_request()
-    }
-
-    fn read_ranges<'a>(
-        &'a self,
-        blob_id: &'a str,
-        ranges: &'a [Range<u64>],
-        sink: Sink<'a>,
-    ) -> BoxFuture<'a, Result<(), SourceError>> {
-        self.read_list(blob_id, ranges, sink).boxed()
-    }
-
-    fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
-        self.transport.replace_proxy(url)
-    }
-
-    fn distrust(&self) {
-        self.transport.distrust();
-    }
-
-    fn is_detoured(&self) -> bool {
-        self.transport.is_detoured()
-    }
-
-    fn retry_limit(&self) -> u32 {
-        self.transport.retry_limit()
+    async fn open(&self, blob_id: &str, ranges: &[Range<u64>]) -> Result<Answer, SourceError> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.push(blob_id);
+        }
+        let headers = HeaderMap::from_iter([range_header(ranges)]);
+        let answer = self.transport.get(&url, headers).await?;
+        self.transport.check(&answer, ranges)?;
+        Ok(answer)
     }
 }

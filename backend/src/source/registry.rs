@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderValue, LOCATION};
 use parking_lot::Mutex;
@@ -19,7 +17,7 @@ use url::Url;
 
 use super::auth::Authorizer;
 use super::http::{Answer, Transport, host_of, protocol, range_header};
-use super::{Sink, Source};
+use super::remote::Protocol;
 use crate::config::{RegistryConfig, Scheme, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
@@ -29,7 +27,7 @@ const MAX_HOPS: usize = 5;
 const REDIRECT_LIFE: Duration = Duration::from_secs(600);
 
 /// See the module.
-pub struct Registry {
+pub(crate) struct Registry {
     config: RegistryConfig,
     transport: Arc<Transport>,
     authorizer: Arc<Authorizer>,
@@ -93,21 +91,8 @@ impl Registry {
         Ok(url)
     }
 
-    async fn read_list(
-        &self,
-        blob_id: &str,
-        ranges: &[Range<u64>],
-        sink: Sink<'_>,
-    ) -> Result<(), SourceError> {
-        if ranges.iter().all(Range::is_empty) {
-            return Ok(());
-        }
-        let response = self.open(blob_id, ranges).await?;
-        self.transport.body(response, ranges, sink).await
-    }
-
     /// An answer that promises `ranges`, from wherever the blob is.
-    async fn open(&self, blob_id: &str, ranges: &[Range<u64>]) -> Result<Answer, SourceError> {
+    async fn find(&self, blob_id: &str, ranges: &[Range<u64>]) -> Result<Answer, SourceError> {
         if let Some(target) = self.remembered(blob_id) {
             let answer = self.follow(target, None, ranges).await;
             match answer
@@ -253,35 +238,17 @@ impl Registry {
     }
 }
 
-impl Source for Registry {
+impl Protocol for Registry {
     fn host(&self) -> &str {
         &self.config.host
     }
 
-    fn read<'a>(
-        &'a self,
-        blob_id: &'a str,
-        range: Range<u64>,
-        sink: Sink<'a>,
-    ) -> BoxFuture<'a, Result<(), SourceError>> {
-        async move {
-            let ranges = [range];
-            self.read_list(blob_id, &ranges, sink).await
-        }
-        .boxed()
+    fn transport(&self) -> &Transport {
+        &self.transport
     }
 
-    fn ranges_per_request(&self) -> usize {
-        self.transport.ranges_per_request()
-    }
-
-    fn read_ranges<'a>(
-        &'a self,
-        blob_id: &'a str,
-        ranges: &'a [Range<u64>],
-        sink: Sink<'a>,
-    ) -> BoxFuture<'a, Result<(), SourceError>> {
-        self.read_list(blob_id, ranges, sink).boxed()
+    async fn open(&self, blob_id: &str, ranges: &[Range<u64>]) -> Result<Answer, SourceError> {
+        self.find(blob_id, ranges).await
     }
 
     fn replace_auth(&self, auth: Secret) -> Result<(), SourceError> {
@@ -290,21 +257,5 @@ impl Source for Registry {
 
     fn token_requests(&self) -> u64 {
         self.authorizer.token_requests()
-    }
-
-    fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
-        self.transport.replace_proxy(url)
-    }
-
-    fn distrust(&self) {
-        self.transport.distrust();
-    }
-
-    fn is_detoured(&self) -> bool {
-        self.transport.is_detoured()
-    }
-
-    fn retry_limit(&self) -> u32 {
-        self.transport.retry_limit()
     }
 }

@@ -1,21 +1,17 @@
 //! An S3 bucket, or one of a compatible service: path-style GET, signature version 4.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use http::header::{AUTHORIZATION, HeaderValue};
-use http::{HeaderMap, HeaderName};
+use http::header::{AUTHORIZATION, InvalidHeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
-use url::{Position, Url};
+use url::Position;
 
-use super::bucket::{Key, compact_date, endpoint, hmac_sha256, object};
+use super::bucket::{Bucket, Key, Object, Signature, compact_date, endpoint, hmac_sha256, secret_value};
 use super::clients::Clients;
-use super::http::{Transport, range_header, read_range};
-use super::{Sink, Source};
-use crate::config::{S3Config, Secret};
+use super::http::Transport;
+use crate::config::S3Config;
 use crate::error::{SourceError, SourceErrorKind};
 
 const DEFAULT_ENDPOINT: &str = "s3.amazonaws.com";
@@ -23,13 +19,11 @@ const DEFAULT_ENDPOINT: &str = "s3.amazonaws.com";
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// See the module.
-pub struct S3 {
-    transport: Transport,
-    base: Url,
-    bucket: String,
-    prefix: String,
+pub(crate) type S3 = Bucket<Version4>;
+
+/// Signature version 4. It covers all headers.
+pub(crate) struct Version4 {
     region: String,
-    key: Option<Key>,
 }
 
 impl S3 {
@@ -51,25 +45,37 @@ impl S3 {
         Ok(Self {
             transport: Transport::new(clients, &config.http)?,
             base,
-            bucket: config.bucket.clone(),
+            path_style: true,
+            name: config.bucket.clone(),
             prefix: config.prefix.clone(),
-            region: config.region.clone(),
             key: Key::new(&config.access_key_id, &config.access_key_secret),
+            signature: Version4 {
+                region: config.region.clone(),
+            },
         })
     }
+}
 
-    /// The headers of a signed GET of `url` with `more` headers, all of which are signed.
-    fn sign(&self, key: &Key, url: &Url, more: HeaderMap, now: SystemTime) -> Result<HeaderMap, SourceError> {
+impl Signature for Version4 {
+    fn sign(
+        &self,
+        key: &Key,
+        object: &Object,
+        headers: &mut HeaderMap,
+        now: SystemTime,
+    ) -> Result<(), InvalidHeaderValue> {
         let date = compact_date(now);
         let day = date.get(..8).unwrap_or_default();
-        let mut headers = more;
-        let value = |text: &str| {
-            HeaderValue::try_from(text)
-                .map_err(|error| SourceError::new(SourceErrorKind::Config, self.host(), error))
-        };
-        headers.insert(HeaderName::from_static("x-amz-content-sha256"), value(EMPTY)?);
-        headers.insert(HeaderName::from_static("x-amz-date"), value(&date)?);
+        headers.insert(
+            HeaderName::from_static("x-amz-content-sha256"),
+            HeaderValue::from_static(EMPTY),
+        );
+        headers.insert(
+            HeaderName::from_static("x-amz-date"),
+            HeaderValue::try_from(&date)?,
+        );
 
+        let url = &object.url;
         let host = &url[Position::BeforeHost..Position::AfterPort];
         let mut signed: Vec<(&str, &str)> = vec![("host", host)];
         signed.extend(
@@ -97,61 +103,12 @@ impl S3 {
             secret = hmac_sha256(&secret, part.as_bytes());
         }
         let signature = hex::encode(hmac_sha256(&secret, text.as_bytes()));
-        let mut authorization = value(&format!(
+        let authorization = secret_value(format!(
             "AWS4-HMAC-SHA256 Credential={}/{scope},SignedHeaders={names},Signature={signature}",
             key.id.expose()
         ))?;
-        authorization.set_sensitive(true);
         headers.insert(AUTHORIZATION, authorization);
-        Ok(headers)
-    }
-}
-
-impl Source for S3 {
-    fn host(&self) -> &str {
-        self.base.host_str().unwrap_or_default()
-    }
-
-    fn read<'a>(
-        &'a self,
-        blob_id: &'a str,
-        range: Range<u64>,
-        sink: Sink<'a>,
-    ) -> BoxFuture<'a, Result<(), SourceError>> {
-        async move {
-            let url = object(
-                &self.base,
-                Some(&self.bucket),
-                &format!("{}{blob_id}", self.prefix),
-            );
-            let headers = match &self.key {
-                Some(key) => self.sign(
-                    key,
-                    &url,
-                    HeaderMap::from_iter([range_header(std::slice::from_ref(&range))]),
-                    SystemTime::now(),
-                )?,
-                None => HeaderMap::new(),
-            };
-            read_range(&self.transport, &url, headers, &[range], sink).await
-        }
-        .boxed()
-    }
-
-    fn replace_proxy(&self, url: Secret) -> Result<(), SourceError> {
-        self.transport.replace_proxy(url)
-    }
-
-    fn distrust(&self) {
-        self.transport.distrust();
-    }
-
-    fn is_detoured(&self) -> bool {
-        self.transport.is_detoured()
-    }
-
-    fn retry_limit(&self) -> u32 {
-        self.transport.retry_limit()
+        Ok(())
     }
 }
 
@@ -159,7 +116,10 @@ impl Source for S3 {
 mod tests {
     use std::time::Duration;
 
+    use url::Url;
+
     use super::*;
+    use crate::source::http::range_header;
 
     /// "GET Object" of the examples in Amazon's description of signature version 4.
     #[test]
@@ -173,10 +133,16 @@ mod tests {
             ..S3Config::default()
         };
         let s3 = S3::new(&config, &Arc::default()).unwrap();
-        let url = Url::parse("https://examplebucket.s3.amazonaws.com/test.txt").unwrap();
+        let object = Object {
+            bucket: "examplebucket",
+            name: "test.txt".into(),
+            url: Url::parse("https://examplebucket.s3.amazonaws.com/test.txt").unwrap(),
+        };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
-        let more = HeaderMap::from_iter([range_header(std::slice::from_ref(&(0..10)))]);
-        let headers = s3.sign(s3.key.as_ref().unwrap(), &url, more, now).unwrap();
+        let mut headers = HeaderMap::from_iter([range_header(std::slice::from_ref(&(0..10)))]);
+        s3.signature
+            .sign(s3.key.as_ref().unwrap(), &object, &mut headers, now)
+            .unwrap();
         assert_eq!(
             headers[AUTHORIZATION],
             "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,\

@@ -281,10 +281,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         let request = Request {
             method: first.next().unwrap().to_owned(),
             target: first.next().unwrap_or_default().to_owned(),
-            headers: lines
-                .filter_map(|line| line.split_once(':'))
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-                .collect(),
+            headers: headers(lines),
             at: Instant::now(),
         };
         log.lock().unwrap().push(request.clone());
@@ -294,6 +291,18 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             return;
         }
     }
+}
+
+/// A header that comes twice has both values, as signatures see it.
+fn headers<'a>(lines: impl Iterator<Item = &'a str>) -> HashMap<String, String> {
+    let mut headers: HashMap<String, String> = HashMap::new();
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        headers
+            .entry(name.to_ascii_lowercase())
+            .and_modify(|values| *values += &format!(",{}", value.trim()))
+            .or_insert_with(|| value.trim().to_owned());
+    }
+    headers
 }
 
 /// `None` to close the connection.
