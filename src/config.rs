@@ -76,20 +76,21 @@ fn cache_directory(cache: &Cache, amplify: u64) -> Result<store::CacheConfig, St
     let Some(file_cache) = cache.file_cache() else {
         return Err(match cache.kind.as_str() {
             "fscache" => {
-                "cache.type fscache needs the host's kernel to mount the image; use blobcache".into()
+                "cache.type is \"fscache\", allowed is blobcache: fscache needs the host's kernel to mount the image".into()
             }
             kind => format!(
-                "cache.type {kind:?}: Rafs v6 must have local blobcache configured; use blobcache with a work_dir"
+                "cache.type is {kind:?}, allowed is blobcache: Rafs v6 must have local blobcache configured, with a work_dir"
             ),
         });
     };
     if file_cache.enable_encryption || file_cache.enable_convergent_encryption {
-        return Err("cache.filecache.enable_encryption: an encrypted cache is not supported".into());
+        return Err(
+            "cache.filecache.enable_encryption is true, allowed is false: caches are not encrypted".into(),
+        );
     }
     let dir = std::path::absolute(&file_cache.work_dir)
-        .map_err(|error| format!("cache.filecache.work_dir {}: {error}", file_cache.work_dir))?;
-    std::fs::create_dir_all(&dir)
-        .map_err(|error| format!("cache.filecache.work_dir {}: {error}", dir.display()))?;
+        .map_err(|error| format!("cache.filecache.work_dir is {:?}: {error}", file_cache.work_dir))?;
+    std::fs::create_dir_all(&dir).map_err(|error| format!("cache.filecache.work_dir is {dir:?}: {error}"))?;
     Ok(store::CacheConfig {
         amplify: u32::try_from(amplify).unwrap_or(u32::MAX),
         quota: file_cache.quota,
@@ -316,7 +317,8 @@ mod tests {
         let refused = |from: &str, to: &str| translate(&text.replace(from, to)).unwrap_err();
         assert!(refused("\"filecache\",", "\"dummycache\",").contains("Rafs v6 must have local blobcache"));
         assert!(
-            refused("{\"work_dir\"", "{\"enable_encryption\":true,\"work_dir\"").contains("encrypted cache")
+            refused("{\"work_dir\"", "{\"enable_encryption\":true,\"work_dir\"")
+                .contains("enable_encryption is true, allowed is false")
         );
         assert!(
             refused(

@@ -8,13 +8,17 @@
 //! Keys that mean nothing here are accepted, for clients send such keys, and are handed back so that they
 //! can be reported. A [`Config`] serialises to JSON of generation 2 with every key and **without secrets**.
 //!
-//! Rooms: [`backend`] (sources of blobs), `v1` (generation 1), `read` (text to typed values), `check`
-//! (refusals), [`secret`].
+//! Rooms: [`backend`] (sources of blobs), `v1` (generation 1), `read` (text to typed values), `check` and `error`
+//! (refusals), `shown` (values in them), [`secret`].
 
 pub mod backend;
 mod check;
+mod error;
+#[cfg(test)]
+mod fields;
 mod read;
 pub mod secret;
+mod shown;
 mod v1;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +26,9 @@ use serde_json::Value;
 
 pub use backend::{Backend, ExternalBackend};
 use check::Check;
-use read::{Syntax, read, unknown_keys};
+pub use error::ConfigError;
+pub use read::read;
+use read::{Syntax, unknown_keys};
 pub use secret::{Secret, SecretUrl};
 
 /// Longest text that is read, bytes.
@@ -30,51 +36,6 @@ pub const MAX_TEXT: usize = 1 << 20;
 
 /// Largest batch of reads or prefetches, bytes.
 const MAX_BATCH: u64 = 256 << 20;
-
-/// Why a configuration is refused. No variant shows a secret.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// Neither JSON nor TOML.
-    #[error("failed to parse configuration information: {format}: {reason}")]
-    Syntax {
-        /// The syntax it seems to be meant in.
-        format: &'static str,
-        /// What is wrong, and where.
-        reason: String,
-    },
-    /// A field is missing, or holds the wrong type.
-    #[error("failed to parse configuration information: {field}: {reason}")]
-    Field {
-        /// Path of the field.
-        field: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A value is not allowed.
-    #[error("invalid configuration: {field} is {value:?}, allowed is {allowed}")]
-    Value {
-        /// Path of the field.
-        field: String,
-        /// Its value.
-        value: String,
-        /// What it may be.
-        allowed: String,
-    },
-    /// A whole object is missing that the use needs.
-    #[error("invalid configuration: {0} is missing, but needed to mount a RAFS image")]
-    Missing(&'static str),
-    /// Longer than [`MAX_TEXT`].
-    #[error("configuration of {0} bytes is too long, at most {MAX_TEXT} bytes are allowed")]
-    TooLong(u64),
-    /// The file could not be read.
-    #[error("configuration file {path}: {reason}")]
-    File {
-        /// Its path.
-        path: String,
-        /// Why not.
-        reason: String,
-    },
-}
 
 /// A configuration of generation 2.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -481,14 +442,14 @@ fn is_generation_1(value: &Value) -> bool {
 }
 
 fn read_backend(mut object: serde_json::Map<String, Value>) -> Result<Backend, ConfigError> {
-    let field = |reason: &str| ConfigError::Field {
-        field: "backend.type".into(),
-        reason: reason.into(),
-    };
-    let kind = match object.get("type") {
-        Some(Value::String(kind)) => kind.clone(),
-        Some(_) => return Err(field("expected a string")),
-        None => return Err(field("missing field `type`")),
+    let kind: String = match object.get("type") {
+        Some(kind) => read(kind.clone(), "backend.type")?,
+        None => {
+            return Err(ConfigError::Field {
+                field: "backend.type".into(),
+                reason: "missing field `type`".into(),
+            });
+        }
     };
     if !backend::TYPES.contains(&kind.as_str()) {
         return Err(check::not_one_of("backend.type", &kind, &backend::TYPES));
@@ -533,11 +494,7 @@ impl FileCache {
         check::given(at, "work_dir", &self.work_dir)?;
         let key = self.encryption_key.expose();
         if !key.is_empty() && (key.len() != 64 || !key.bytes().all(|byte| byte.is_ascii_hexdigit())) {
-            return check::refuse(
-                &format!("{at}.encryption_key"),
-                "(hidden)",
-                "32 bytes in hexadecimal",
-            );
+            return check::refuse(&format!("{at}.encryption_key"), key, "32 bytes in hexadecimal");
         }
         Ok(())
     }

@@ -234,7 +234,7 @@ fn first_generation_that_fits_wins() {
     assert_eq!(parse(&text).unknown, ["device"]);
     // No fall-through once it parsed.
     assert!(refusal(r#"{"version":3}"#).contains("version"));
-    assert!(refusal("version = 3").contains("version is \"3\""));
+    assert!(refusal("version = 3").contains("version is 3, allowed is 2 to 2"));
 }
 
 #[test]
@@ -279,8 +279,8 @@ fn a_bad_value_is_named_with_its_field_and_what_is_allowed() {
     use serde_json::json;
     let cases: &[(&str, serde_json::Value, &str)] = &[
         ("version", json!(3), "2 to 2"),
-        ("version", json!("2"), "u64"),
-        ("id", json!(5), "a string"),
+        ("version", json!("2"), "a whole number"),
+        ("id", json!(5), "a text"),
         (
             "backend.type",
             json!("ftp"),
@@ -292,14 +292,14 @@ fn a_bad_value_is_named_with_its_field_and_what_is_allowed() {
         ("backend.registry.host", json!(null), "missing field `host`"),
         ("backend.registry.scheme", json!("ftp"), "http, https"),
         ("backend.registry.blob_url_scheme", json!("ftp"), "http, https"),
-        ("backend.registry.timeout", json!("5"), "u32"),
-        ("backend.registry.timeout", json!(-1), "u32"),
-        ("backend.registry.connect_timeout", json!(1.5), "u32"),
-        ("backend.registry.retry_limit", json!(256), "u8"),
-        ("backend.registry.skip_verify", json!("no"), "a boolean"),
-        ("backend.registry.ca_cert_files", json!("/x"), "a sequence"),
-        ("backend.registry.auth", json!(7), "a string"),
-        ("backend.registry.registry_token", json!({}), "a string"),
+        ("backend.registry.timeout", json!("5"), "a whole number"),
+        ("backend.registry.timeout", json!(-1), "a whole number"),
+        ("backend.registry.connect_timeout", json!(1.5), "a whole number"),
+        ("backend.registry.retry_limit", json!(256), "a whole number"),
+        ("backend.registry.skip_verify", json!("no"), "true or false"),
+        ("backend.registry.ca_cert_files", json!("/x"), "a list"),
+        ("backend.registry.auth", json!(7), "a text"),
+        ("backend.registry.registry_token", json!({}), "a text"),
         (
             "backend.registry.proxy.url",
             json!("proxy:3128"),
@@ -310,15 +310,19 @@ fn a_bad_value_is_named_with_its_field_and_what_is_allowed() {
             json!("nowhere"),
             "http:// or https://",
         ),
-        ("backend.registry.proxy.fallback", json!(1), "a boolean"),
-        ("backend.registry.proxy.check_interval", json!("5s"), "u64"),
+        ("backend.registry.proxy.fallback", json!(1), "true or false"),
+        (
+            "backend.registry.proxy.check_interval",
+            json!("5s"),
+            "a whole number",
+        ),
         (
             "cache.type",
             json!("ramcache"),
             "blobcache, filecache, fscache, dummycache",
         ),
         ("cache.type", json!("fscache"), "cache.fscache"),
-        ("cache.validate", json!(1), "a boolean"),
+        ("cache.validate", json!(1), "true or false"),
         ("cache.filecache.work_dir", json!(""), "not empty"),
         (
             "cache.filecache.encryption_key",
@@ -343,7 +347,7 @@ fn a_bad_value_is_named_with_its_field_and_what_is_allowed() {
             json!({"enable": true, "batch_size": (256u64 << 20) + 1}),
             "0 to 268435456",
         ),
-        ("rafs.enable_xattr", json!("yes"), "a boolean"),
+        ("rafs.enable_xattr", json!("yes"), "true or false"),
         ("overlay", json!({"upper_dir": "", "work_dir": "/w"}), "not empty"),
     ];
     for (path, value, allowed) in cases {
@@ -351,6 +355,10 @@ fn a_bad_value_is_named_with_its_field_and_what_is_allowed() {
         let field = if allowed.contains('.') { allowed } else { path };
         assert!(message.contains(field), "{path}: {message}");
         assert!(message.contains(allowed), "{path}: {message}");
+        assert!(
+            message.contains(" is ") || message.contains("missing"),
+            "{path}: {message}"
+        );
     }
     let cases: &[(&str, serde_json::Value, &str)] = &[
         ("mode", json!(null), "missing field `mode`"),
@@ -358,7 +366,7 @@ fn a_bad_value_is_named_with_its_field_and_what_is_allowed() {
         ("device.backend.type", json!("http-proxy"), "generation 1"),
         ("device.backend.type", json!("ftp"), "localfs, localdisk"),
         ("device.backend.config.host", json!(""), "not empty"),
-        ("device.backend.config.timeout", json!("x"), "u32"),
+        ("device.backend.config.timeout", json!("x"), "a whole number"),
         ("device.cache.type", json!("ramcache"), "blobcache"),
         ("amplify_io", json!((256u64 << 20) + 1), "0 to 268435456"),
         ("fs_prefetch.threads_count", json!(0), "1 to 1024"),
@@ -476,104 +484,6 @@ fn files_are_limited_and_errors_name_them() {
     assert_eq!(Config::from_file(&path).unwrap(), parse(V1_LOCALFS));
     std::fs::write(&path, vec![b' '; MAX_TEXT + 1]).unwrap();
     assert!(matches!(Config::from_file(&path), Err(ConfigError::TooLong(_))));
-}
-
-/// Every field of the shown document that a client can set wrongly, with a value of the wrong type.
-fn leaves(value: &serde_json::Value, at: &str, found: &mut Vec<String>) {
-    if let serde_json::Value::Object(members) = value {
-        for (name, value) in members {
-            leaves(value, &format!("{at}.{name}"), found);
-        }
-    } else {
-        found.push(at.trim_start_matches('.').to_owned());
-    }
-}
-
-/// Wrong for `right`: another type than its own.
-fn of_another_type(right: &serde_json::Value) -> serde_json::Value {
-    match right {
-        serde_json::Value::String(_) => serde_json::json!(4711),
-        _ => serde_json::json!("wrong"),
-    }
-}
-
-fn lookup<'a>(value: &'a serde_json::Value, path: &str) -> &'a serde_json::Value {
-    path.split('.').fold(value, |value, key| &value[key])
-}
-
-#[test]
-fn every_field_of_generation_2_refuses_a_value_of_another_type_by_its_name() {
-    let documents = [V2_REGISTRY_PROXY, V2_LOCALFS, V2_OSS, V2_HTTP_PROXY];
-    let s3 = r#"{"version":2,"backend":{"type":"s3","s3":{"endpoint":"e","region":"r","bucket_name":"b"}},
-        "cache":{"type":"filecache","filecache":{}},"rafs":{}}"#;
-    let disk = r#"{"version":2,"backend":{"type":"localdisk","localdisk":{"device_path":"/d"}},
-        "cache":{"type":"filecache","filecache":{}},"rafs":{}}"#;
-    let mut tried = std::collections::BTreeSet::new();
-    for text in documents.into_iter().chain([s3, disk]) {
-        let given: serde_json::Value = serde_json::from_str(text).unwrap();
-        // What is shown has every field there is, whether it was given or not.
-        let mut shown = serde_json::to_value(parse(text).config).unwrap();
-        let kind = shown["backend"]["type"].as_str().unwrap().to_owned();
-        let backend = shown["backend"].as_object_mut().unwrap();
-        backend.retain(|name, _| *name == kind || name == "type");
-        let mut fields = Vec::new();
-        leaves(&shown, "", &mut fields);
-        for field in fields {
-            // Objects that are null here are tried where they are given.
-            if matches!(field.as_str(), "cache.fscache" | "overlay" | "external_backends") {
-                continue;
-            }
-            let mut document = given.clone();
-            let wrong = of_another_type(lookup(&shown, &field));
-            put(&mut document, &field, wrong.clone());
-            if lookup(&shown, &field).is_null() {
-                put(&mut document, &field, serde_json::json!(4711));
-            }
-            let refusal = refusal(&document.to_string());
-            assert!(refusal.contains(&field), "{field}: {refusal}");
-            assert!(
-                refusal.contains("expected") || refusal.contains("allowed"),
-                "{field}: what is allowed is not said: {refusal}"
-            );
-            tried.insert(field);
-        }
-    }
-    assert!(tried.len() > 60, "{}", tried.len());
-}
-
-#[test]
-fn every_field_of_generation_1_refuses_a_value_of_another_type_by_its_name() {
-    let mut full: serde_json::Value = serde_json::from_str(V1_REGISTRY).unwrap();
-    for (field, value) in [
-        ("iostats_files", serde_json::json!(false)),
-        ("access_pattern", serde_json::json!(false)),
-        ("latest_read_files", serde_json::json!(false)),
-        ("fs_prefetch.bandwidth_rate", serde_json::json!(0)),
-        ("fs_prefetch.stream_prefetch", serde_json::json!(false)),
-        ("device.cache.compressed", serde_json::json!(false)),
-        ("device.cache.validate", serde_json::json!(false)),
-        ("device.backend.config.registry_token", serde_json::json!("t")),
-        ("device.backend.config.proxy.url", serde_json::json!("http://p")),
-        ("device.backend.config.ca_cert_files", serde_json::json!([])),
-    ] {
-        put(&mut full, field, value);
-    }
-    parse(&full.to_string());
-    let mut fields = Vec::new();
-    leaves(&full, "", &mut fields);
-    // A hint without a meaning may be anything.
-    fields.retain(|field| !field.ends_with("readahead"));
-    assert!(fields.len() > 30, "{}", fields.len());
-    for field in fields {
-        let mut document = full.clone();
-        put(&mut document, &field, of_another_type(lookup(&full, &field)));
-        let refusal = refusal(&document.to_string());
-        assert!(refusal.contains(&field), "{field}: {refusal}");
-        assert!(
-            refusal.contains("expected") || refusal.contains("allowed"),
-            "{field}: {refusal}"
-        );
-    }
 }
 
 #[test]

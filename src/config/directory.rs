@@ -56,12 +56,12 @@ impl Directory {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let refuse = |error: serde_json::Error| format!("config of a directory: {error}");
-        let value: Value = serde_json::from_str(text).map_err(refuse)?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| format!("config of a directory: {error}"))?;
         if value.get("backend").is_some() || value.get("device").is_some() {
             return Ok(Self::default());
         }
-        serde_json::from_value(value).map_err(refuse)
+        kata::config::read(value, "").map_err(|error| format!("config of a directory: {error}"))
     }
 
     /// Keys that mean nothing here.
@@ -83,14 +83,16 @@ impl Directory {
                 "always" => CachePolicy::Always,
                 _ => {
                     return Err(format!(
-                        "config of a directory: cache {name:?}: allowed is never, metadata, auto or always"
+                        "config of a directory: cache is {name:?}, allowed is never, metadata, auto or always"
                     ));
                 }
             };
         }
         if let Some(seconds) = self.cache_timeout {
             let timeout = Duration::try_from_secs_f64(seconds)
-                .map_err(|error| format!("config of a directory: cache_timeout {seconds}: {error}"))?;
+                .map_err(|_| {
+                    format!("config of a directory: cache_timeout is {seconds}, allowed is a number of seconds from 0 on")
+                })?;
             match &mut options.cache {
                 CachePolicy::Auto { timeout: known } => *known = timeout,
                 _ => return Err("config of a directory: cache_timeout goes with cache \"auto\"".into()),
@@ -110,7 +112,8 @@ impl Directory {
                 .filter(|text| !text.is_empty())
                 .map(|text| text.parse());
             let rules = rules.transpose();
-            let rules = rules.map_err(|error: XattrRulesError| refuse(format!("xattrmap: {error}")))?;
+            let rules =
+                rules.map_err(|error: XattrRulesError| refuse(format!("xattrmap is {text:?}: {error}")))?;
             options.xattr_rules = rules.map(Arc::new);
         }
         if let Some(rules) = &self.translate_uid {
@@ -137,7 +140,8 @@ impl Directory {
 pub(super) fn ids(name: &str, rules: &[String]) -> Result<IdMap, String> {
     let mut map = IdMap::default();
     for rule in rules {
-        map.add(rule).map_err(|error| format!("{name}: {error}"))?;
+        map.add(rule)
+            .map_err(|error| format!("{name} has {rule:?}: {error}"))?;
     }
     Ok(map)
 }
@@ -194,20 +198,65 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_and_what_is_unknown_is_told() {
         for (text, part) in [
-            ("[]", "invalid type"),
+            ("[1]", "the configuration is [1], allowed is "),
             ("never", "config of a directory"),
-            (r#"{"cache":"sometimes"}"#, "sometimes"),
+            (
+                r#"{"cache":"sometimes"}"#,
+                "cache is \"sometimes\", allowed is never, metadata",
+            ),
+            (r#"{"cache":1}"#, "cache is 1, allowed is a text"),
             (r#"{"cache":"always","cache_timeout":1}"#, "goes with"),
-            (r#"{"cache_timeout":-1}"#, "-1"),
-            (r#"{"locks":"yes"}"#, "invalid type"),
-            (r#"{"xattrmap":":nonsense:"}"#, "xattrmap"),
-            (r#"{"translate_uid":["map:0:1"]}"#, "translate_uid"),
-            (r#"{"inode_file_handles":"often"}"#, "often"),
-            (r#"{"quota":{"bytes":-1}}"#, "-1"),
+            (
+                r#"{"cache_timeout":-1}"#,
+                "cache_timeout is -1, allowed is a number of seconds",
+            ),
+            (
+                r#"{"cache_timeout":"x"}"#,
+                "cache_timeout is \"x\", allowed is a number",
+            ),
+            (r#"{"xattrmap":":nonsense:"}"#, "xattrmap is \":nonsense:\""),
+            (r#"{"xattrmap":[]}"#, "xattrmap is [], allowed is a text"),
+            (
+                r#"{"translate_uid":["map:0:1"]}"#,
+                "translate_uid has \"map:0:1\"",
+            ),
+            (
+                r#"{"translate_gid":"map:0:1"}"#,
+                "translate_gid is \"map:0:1\", allowed is a list",
+            ),
+            (
+                r#"{"translate_gid":[1]}"#,
+                "translate_gid[0] is 1, allowed is a text",
+            ),
+            (
+                r#"{"inode_file_handles":"often"}"#,
+                "inode_file_handles is \"often\", allowed is ",
+            ),
+            (
+                r#"{"quota":{"bytes":-1}}"#,
+                "quota.bytes is -1, allowed is a whole number",
+            ),
             (r#"{"quota":{"blocks":1}}"#, "blocks"),
-            (r#"{"quota":1048576}"#, "invalid type"),
+            (r#"{"quota":1048576}"#, "quota is 1048576, allowed is an object"),
         ] {
-            assert!(options(text).unwrap_err().contains(part), "{text}");
+            let error = options(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        for flag in [
+            "readonly",
+            "read_only",
+            "writeback",
+            "locks",
+            "xattr",
+            "posix_acl",
+            "allow_direct_io",
+            "announce_submounts",
+        ] {
+            let error = options(&format!("{{{flag:?}:\"yes\"}}")).unwrap_err();
+            assert!(
+                error.contains(&format!("{flag} is \"yes\", allowed is true or false")),
+                "{error}"
+            );
         }
         let image = r#"{"version":2,"backend":{"type":"localfs"},"cache":{"type":"blobcache"}}"#;
         assert!(options(image).unwrap().cache == CachePolicy::default());

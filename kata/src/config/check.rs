@@ -2,17 +2,20 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::ConfigError;
 use super::secret::SecretUrl;
+use super::shown::shown;
 
 /// Outcome of a check.
 pub(super) type Check = Result<(), ConfigError>;
 
 /// Refuses `value` of `field`.
-pub(super) fn refuse(field: &str, value: impl std::fmt::Display, allowed: &str) -> Check {
+pub(super) fn refuse(field: &str, value: impl Into<Value>, allowed: &str) -> Check {
     Err(ConfigError::Value {
         field: field.to_owned(),
-        value: value.to_string(),
+        value: shown(field, &value.into()),
         allowed: allowed.to_owned(),
     })
 }
@@ -21,7 +24,7 @@ pub(super) fn refuse(field: &str, value: impl std::fmt::Display, allowed: &str) 
 pub(super) fn not_one_of(field: &str, value: &str, allowed: &[&str]) -> ConfigError {
     ConfigError::Value {
         field: field.to_owned(),
-        value: value.to_owned(),
+        value: shown(field, &value.into()),
         allowed: format!("one of {}", allowed.join(", ")),
     }
 }
@@ -64,7 +67,7 @@ pub(super) fn http_url(field: &str, value: &SecretUrl) -> Check {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(()),
         _ => refuse(
             field,
-            value,
+            value.redacted(),
             "a URL that starts with http:// or https:// and names a host",
         ),
     }
@@ -76,7 +79,7 @@ pub(super) fn proxy_address(field: &str, value: &SecretUrl) -> Check {
         return if Path::new(value.expose()).exists() {
             Ok(())
         } else {
-            refuse(field, value, "the path of an existing Unix socket")
+            refuse(field, value.redacted(), "the path of an existing Unix socket")
         };
     }
     if value.expose().starts_with("http") {
@@ -84,7 +87,7 @@ pub(super) fn proxy_address(field: &str, value: &SecretUrl) -> Check {
     }
     refuse(
         field,
-        value,
+        value.redacted(),
         "a URL that starts with http:// or https://, or the absolute path of a Unix socket",
     )
 }

@@ -2,30 +2,83 @@
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_path_to_error::{Path, Segment};
 
 use super::ConfigError;
+use super::shown::{shown, shown_in_place_of_object};
 
 /// Reads a `T` from `value`, which stands at `at` (empty for the top).
-pub(super) fn read<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ConfigError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let inner = error.path().to_string();
-        let reason = error.into_inner().to_string();
+///
+/// # Errors
+///
+/// A field is missing, or has a value that it cannot have. The field is named, secrets are not shown.
+pub fn read<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ConfigError> {
+    serde_path_to_error::deserialize(&value).map_err(|error| {
+        let inner = error.path();
+        let reason = error.inner().to_string();
+        let field = join(at, inner);
         // Of a missing field serde knows the name, and its path ends at the object that lacks it.
-        let missing = reason
-            .strip_prefix("missing field `")
-            .and_then(|rest| rest.split('`').next());
-        let parts = [
-            at,
-            if inner == "." { "" } else { &inner },
-            missing.unwrap_or_default(),
-        ];
-        let field = parts
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(".");
-        ConfigError::Field { field, reason }
+        if let Some(name) = reason.strip_prefix("missing field `") {
+            let name = name.split('`').next().unwrap_or_default();
+            let dot = if field.is_empty() { "" } else { "." };
+            return ConfigError::Field {
+                field: format!("{field}{dot}{name}"),
+                reason,
+            };
+        }
+        let wrong = inner.iter().try_fold(&value, |value, segment| match segment {
+            Segment::Map { key } => value.get(key),
+            Segment::Seq { index } => value.get(index),
+            Segment::Enum { .. } | Segment::Unknown => Some(value),
+        });
+        let (allowed, wrong) = (allowed(&reason), wrong.unwrap_or(&Value::Null));
+        ConfigError::Type {
+            value: match allowed.as_str() {
+                "an object" | "a list" => shown_in_place_of_object(&field, wrong),
+                _ => shown(&field, wrong),
+            },
+            allowed,
+            field: if field.is_empty() {
+                "the configuration".to_owned()
+            } else {
+                field
+            },
+        }
     })
+}
+
+/// The path of a field: `device.external_backends[0].type`.
+fn join(at: &str, inner: &Path) -> String {
+    let mut path = at.to_owned();
+    for segment in inner.iter() {
+        match segment {
+            Segment::Map { key } if path.is_empty() => path.push_str(key),
+            Segment::Map { key } => path.extend([".", key]),
+            Segment::Seq { index } => path.extend(["[", &index.to_string(), "]"]),
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    path
+}
+
+/// What would have been right, by what serde says: `invalid type: string "x", expected u32`.
+fn allowed(reason: &str) -> String {
+    let expected = reason
+        .rsplit_once("expected ")
+        .map_or(reason, |(_, expected)| expected);
+    let range = |largest: u64| format!("a whole number from 0 to {largest}");
+    match expected {
+        "u8" => range(u8::MAX.into()),
+        "u32" => range(u32::MAX.into()),
+        "u64" => range(u64::MAX),
+        "f64" => "a number".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a string" => "a text".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "an object".to_owned(),
+        structure if structure.starts_with("struct ") => "an object".to_owned(),
+        other => other.replace('`', ""),
+    }
 }
 
 /// What a text holds, whichever syntax it is in.

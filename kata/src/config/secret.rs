@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A text that is never printed and serialises as the empty string.
@@ -50,9 +51,24 @@ impl Serialize for Secret {
 impl<'de> Deserialize<'de> for Secret {
     /// Not derived: serde's own messages quote the value that did not fit.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_newtype_struct("Secret", Text).map(Self)
+    }
+}
+
+/// Takes a text, and does not tell what else there was.
+struct Text;
+
+impl<'de> Visitor<'de> for Text {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
         match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::String(text) => Ok(Self(text)),
-            _ => Err(serde::de::Error::custom("expected a string (value hidden)")),
+            serde_json::Value::String(text) => Ok(text),
+            _ => Err(D::Error::invalid_type(Unexpected::Other("hidden value"), &self)),
         }
     }
 }
@@ -117,7 +133,9 @@ impl Serialize for SecretUrl {
 
 impl<'de> Deserialize<'de> for SecretUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Secret::deserialize(deserializer).map(|secret| Self(secret.0))
+        deserializer
+            .deserialize_newtype_struct("SecretUrl", Text)
+            .map(Self)
     }
 }
 

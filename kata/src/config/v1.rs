@@ -8,7 +8,7 @@ use super::read::{read, unknown_keys};
 use super::{Cache, Config, ConfigError, FileCache, FsCache, Prefetch, Rafs, check};
 
 #[derive(Deserialize, Serialize)]
-struct Document {
+pub(super) struct Document {
     device: Device,
     mode: String,
     #[serde(default)]
@@ -109,7 +109,7 @@ pub(super) fn read_document(value: Value, unknown: &mut Vec<String>) -> Result<C
     if source.kind == "http-proxy" {
         check::refuse(
             "device.backend.type",
-            &source.kind,
+            source.kind.as_str(),
             "a source that generation 1 knows: localfs, localdisk, oss, s3 or registry (http-proxy needs a configuration with \"version\": 2)",
         )?;
     }
