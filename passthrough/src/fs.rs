@@ -24,6 +24,7 @@ mod xattr;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -176,6 +177,18 @@ impl PassthroughFs {
     /// Number of files and directories that the guest has open.
     pub fn handle_count(&self) -> usize {
         self.handles.len()
+    }
+
+    /// Where node `inode` is below the root at this moment, for people: `/dir/file`, with ` (deleted)` when it has no name any
+    /// more. Asks no disk, so that a disk that does not answer can be told by the files that wait for it; what
+    /// cannot be known in this way is not told: the node of a file whose descriptor was given up, or one on a
+    /// mount that is gone.
+    pub fn path_of(&self, inode: u64) -> Option<PathBuf> {
+        let inode = self.inodes.get(inode)?;
+        let root = self.proc.path(self.root_directory.as_fd()).ok()?;
+        let path = self.proc.path(inode.fd_at_hand()?.as_fd()).ok()?;
+        let below = path.strip_prefix(root).ok()?;
+        Some(Path::new("/").join(below))
     }
 
     /// Lets go of files on mounts below the root that the host has unmounted, as far as they are kept by handle: their

@@ -3,10 +3,12 @@
 //! Some system calls take a path but no O_PATH descriptor. `/proc/self/fd/N` is a link that the kernel resolves to the
 //! very file, without looking at any name, so following it cannot lead elsewhere.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -37,6 +39,13 @@ impl ProcFd {
     /// The directory, for calls relative to it with the text of [`FdText::number`].
     pub(crate) fn directory(&self) -> &OwnedFd {
         &self.directory
+    }
+
+    /// Where the file behind `fd` is at this moment, as the kernel knows it without looking at a disk.
+    pub(crate) fn path(&self, fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+        let text = FdText::number(fd)?;
+        let path = rustix::fs::readlinkat(&self.directory, text.as_c_str(), Vec::new())?;
+        Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
     }
 
     /// Opens the file behind `fd` again. The caller has made sure that it is a regular file or a directory, or passes

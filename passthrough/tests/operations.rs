@@ -616,3 +616,29 @@ fn direct_io_is_an_option() {
         (true, true)
     );
 }
+
+#[test]
+fn the_place_of_a_node_can_be_told() {
+    let share = Share::new();
+    let directory = share.mkdir(ROOT, c"dir");
+    let (file, handle) = share.create(directory, c"file");
+    let told = |inode| {
+        share
+            .fs
+            .path_of(inode)
+            .map(|path| path.to_str().unwrap().to_owned())
+    };
+    assert_eq!(told(ROOT).as_deref(), Some("/"));
+    assert_eq!(told(file).as_deref(), Some("/dir/file"));
+    // It goes where the file goes, whoever moves it.
+    std::fs::rename(share.path("dir"), share.path("moved")).unwrap();
+    assert_eq!(told(file).as_deref(), Some("/moved/file"));
+    share.fs.unlink(&root(), directory, c"file").unwrap();
+    assert_eq!(told(file).as_deref(), Some("/moved/file (deleted)"));
+    share.release(file, handle);
+    share.fs.forget(&root(), file, 1);
+    assert_eq!(told(file), None);
+    // What has left the tree is told nowhere.
+    std::fs::rename(share.path("moved"), share.outside("moved")).unwrap();
+    assert_eq!(told(directory), None);
+}

@@ -21,6 +21,7 @@ use super::instance::Kind;
 use super::table::{Mounted, MountedImage};
 use super::{DaemonControl, exposition, mountpoint_of, trace};
 use crate::metrics::{Latencies, Snapshot, Work};
+use crate::mounts::Instance;
 use crate::virtio::{Requests, Stage, Waiting};
 
 /// How often a drain looks whether requests still wait.
@@ -89,24 +90,13 @@ impl Operate for DaemonControl {
     fn live_requests(&self) -> Vec<LiveRequest> {
         let waiting = self.waiting();
         let images = self.images();
-        let paths: BTreeMap<&str, BTreeMap<u64, String>> = images
-            .iter()
-            .filter_map(|(path, image)| {
-                let of_mount = waiting.iter().filter(|waiting| waiting.mountpoint == *path);
-                let wanted: BTreeSet<u64> = of_mount.map(|waiting| waiting.local).collect();
-                let instance = image.instance.upgrade().filter(|_| !wanted.is_empty())?;
-                Some((path.as_str(), image.paths.find(instance.reader(), &wanted)))
-            })
-            .collect();
+        let paths = self.paths_of(&waiting, &images);
         let live = |waiting: &Waiting| LiveRequest {
             unique: waiting.unique,
             operation: waiting.operation.to_owned(),
             opcode: waiting.opcode,
             mountpoint: waiting.mountpoint.clone(),
-            path: paths
-                .get(waiting.mountpoint.as_str())
-                .and_then(|paths| paths.get(&waiting.local))
-                .cloned(),
+            path: paths.get(&(waiting.mountpoint.as_str(), waiting.local)).cloned(),
             inode: waiting.local,
             offset: waiting.read.map(|read| read.offset),
             size: waiting.read.map(|read| read.size),
@@ -256,6 +246,41 @@ impl DaemonControl {
     /// What the device has counted.
     pub(super) fn device(&self) -> Snapshot {
         self.requests.get().map(Requests::metrics).unwrap_or_default()
+    }
+
+    /// Where the files are that requests wait for, by mountpoint and local id. Images are searched for them; of directories the
+    /// host's kernel is asked.
+    fn paths_of<'a>(
+        &self,
+        waiting: &'a [Waiting],
+        images: &BTreeMap<String, MountedImage>,
+    ) -> BTreeMap<(&'a str, u64), String> {
+        let mut wanted: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        for waiting in waiting {
+            wanted
+                .entry(&waiting.mountpoint)
+                .or_default()
+                .insert(waiting.local);
+        }
+        let mut paths = BTreeMap::new();
+        for mount in self.mounts.list() {
+            let Some((mountpoint, ids)) = wanted.get_key_value(mount.path.as_str()) else {
+                continue;
+            };
+            let found = match (mount.instance, images.get(&mount.path)) {
+                (Instance::Passthrough(host), _) => ids
+                    .iter()
+                    .filter_map(|id| Some((*id, host.path_of(*id)?.to_string_lossy().into_owned())))
+                    .collect(),
+                (Instance::Rafs(_), Some(image)) => match image.instance.upgrade() {
+                    Some(instance) => image.paths.find(instance.reader(), ids),
+                    None => continue,
+                },
+                (Instance::Rafs(_), None) => continue,
+            };
+            paths.extend(found.into_iter().map(|(id, path)| ((*mountpoint, id), path)));
+        }
+        paths
     }
 
     /// The image at `mountpoint`, whose accesses can be recorded, and its path.

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -199,6 +200,11 @@ pub trait HostFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
 
     /// The guest is gone, perhaps to come back: nobody holds a lock any more.
     fn release_locks(&self) {}
+
+    /// Where the file is below the root at this moment, for people, as far as that is known without asking the disk.
+    fn path_of(&self, _inode: u64) -> Option<PathBuf> {
+        None
+    }
 }
 
 fn unsupported() -> io::Error {
@@ -325,6 +331,10 @@ impl HostFs for PassthroughFs {
 
     fn release_locks(&self) {
         PassthroughFs::release_locks(self);
+    }
+
+    fn path_of(&self, inode: u64) -> Option<PathBuf> {
+        PassthroughFs::path_of(self, inode)
     }
 }
 

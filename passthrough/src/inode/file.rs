@@ -196,6 +196,19 @@ impl Inode {
         }
     }
 
+    /// The descriptor that the node has right now, if it has one. Opens nothing, and does not wait.
+    pub(crate) fn fd_at_hand(&self) -> Option<InodeFd<'_>> {
+        match &self.file {
+            InodeFile::Fd { fd, .. } => Some(InodeFd::Own(fd.as_fd())),
+            InodeFile::Handle(file) => {
+                let slot = file.descriptor.try_read_recursive()?;
+                RwLockReadGuard::try_map(slot, Option::as_ref)
+                    .map(InodeFd::Kept)
+                    .ok()
+            }
+        }
+    }
+
     /// Whether a descriptor holds the file right now, so that its inode number can mean no other.
     pub(super) fn holds_file(&self) -> bool {
         match &self.file {
