@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use backend::config::SourceConfig;
-use kata::config::Config;
+use kata::config::{Config, FileCache};
 use kata::control::{ControlError, Settings};
 use kata::timestamp::Utc;
 use parking_lot::Mutex;
@@ -61,8 +61,16 @@ impl MountedImage {
 
     /// Directory of its cache.
     pub fn cache_dir(&self) -> &str {
-        let cache = self.config.cache.as_ref().and_then(|cache| cache.file_cache());
-        cache.map_or("", |cache| &cache.work_dir)
+        self.file_cache().map_or("", |cache| &cache.work_dir)
+    }
+
+    /// Bytes that its cache directory may take; 0: no limit.
+    pub fn cache_quota(&self) -> u64 {
+        self.file_cache().map_or(0, |cache| cache.quota)
+    }
+
+    fn file_cache(&self) -> Option<&FileCache> {
+        self.config.cache.as_ref()?.file_cache()
     }
 }
 

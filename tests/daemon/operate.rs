@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rafsd_frontend::abi::{opcode, open_flags};
 use rafsd_frontend::registry::{REPOSITORY, Registry};
 use rafsd_frontend::{Guest, Options, ops};
 use serde_json::{Value, json};
@@ -153,6 +154,44 @@ fn a_stalled_read_names_its_file_image_and_source_within_a_second() {
         .daemon
         .mount_directory("/other", scene.share.path())
         .nothing();
+    drop(guest);
+    scene.daemon.terminate();
+}
+
+#[test]
+fn a_wait_on_a_directory_of_the_host_names_its_file() {
+    let scene = Scene::start(&["--host-locks"]);
+    std::fs::create_dir(scene.share.path().join("data")).unwrap();
+    std::fs::write(scene.share.path().join("data/base.db"), "x").unwrap();
+    let guest = scene.boot();
+    let node = guest.resolve("/c/data/base.db").unwrap().nodeid;
+    let fh = guest.open(node, open_flags::RDWR).unwrap();
+    let lock = |code, owner, kind: i32| {
+        let lock = ops::Lock {
+            owner,
+            start: 0,
+            end: i64::MAX as u64,
+            kind: kind as u32,
+            flock: false,
+        };
+        ops::lock(code, node, fh, &lock)
+    };
+    assert_eq!(guest.errno(&lock(opcode::SETLK, 1, libc::F_WRLCK)).unwrap(), 0);
+    let waits = guest.submit(&lock(opcode::SETLKW, 2, libc::F_WRLCK)).unwrap();
+    eventually("listed", || scene.get("/api/rafsd/v1/requests") != json!([]));
+    let listed = scene.get("/api/rafsd/v1/requests");
+    assert_eq!(
+        (
+            &listed[0]["mountpoint"],
+            &listed[0]["path"],
+            &listed[0]["waits_for"]
+        ),
+        (&json!("/c"), &json!("/data/base.db"), &json!("lock"))
+    );
+    let told = ctl(&scene.daemon, &["requests"]);
+    assert!(told.contains("/c/data/base.db"), "{told}");
+    assert_eq!(guest.errno(&lock(opcode::SETLK, 1, libc::F_UNLCK)).unwrap(), 0);
+    assert_eq!(guest.wait(waits).unwrap().errno, 0);
     drop(guest);
     scene.daemon.terminate();
 }
@@ -340,6 +379,33 @@ fn counters_for_prometheus_on_both_sockets() {
     assert!(answer.contains("rafsd_mounts{kind=\"directory\"} 1"), "{answer}");
     drop(guest);
     scene.daemon.terminate();
+}
+
+#[test]
+fn evictions_are_counted_by_cache_directory() {
+    let (image, daemon) = (Image::build(), Daemon::start(&[]));
+    let quota = 2 << 20;
+    let config = json!({"version": 2, "backend": {"type": "localfs", "localfs": {"dir": image.blobs()}},
+        "cache": {"type": "filecache", "filecache": {"work_dir": image.cache(), "quota": quota}}, "rafs": {"batch_size": 0}});
+    mount(&daemon, "/m", &image, &config).nothing();
+    let guest = Guest::boot(daemon.path("vu.sock"), Options::default()).unwrap();
+    let cache = |what: &str| {
+        let name = format!("rafsd_{what}{{directory=\"{}\"}}", image.cache().display());
+        samples(&daemon.ask("GET", "/metrics", "").body)[&name]
+    };
+    assert_eq!(
+        (cache("cache_quota_bytes"), cache("evicted_chunks_total")),
+        (f64::from(quota), 0.0)
+    );
+    // Three chunks of 1 MiB: there is never room for all.
+    eventually("evicted", || {
+        assert_eq!(guest.read_file("/m/usr/bin/tool").unwrap().len(), 3 << 20);
+        cache("evicted_chunks_total") >= 1.0
+    });
+    assert!(cache("evicted_bytes_total") >= f64::from(1 << 20));
+    assert!(cache("cache_used_bytes") > 0.0);
+    drop(guest);
+    daemon.terminate();
 }
 
 #[test]
