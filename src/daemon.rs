@@ -257,7 +257,7 @@ fn open_log_file(cli: &Cli) -> Result<Option<LogFile>, Error> {
 }
 
 fn warn_of_options_without_effect(cli: &Cli) {
-    let unused = cli.virtiofs.without_effect(&cli.process, &cli.fuse);
+    let unused = cli.without_effect();
     if !unused.is_empty() {
         tracing::warn!("accepted without effect: {}", unused.join(", "));
     }
