@@ -218,25 +218,23 @@ fn reason(request: &Value) -> String {
     let Some(data) = request.get("data").filter(|data| !data.is_null()) else {
         return waits_for;
     };
-    let blob: String = text(data, "blob").chars().take(12).collect();
-    let chunks = list(data, "chunks").len();
-    let mut reason = format!(
-        "{chunks} chunk{} of blob {blob} of image {} from {} {}",
-        if chunks == 1 { "" } else { "s" },
-        text(data, "image"),
-        text(data, "source_type"),
-        text(data, "source_host"),
-    );
+    // The host comes first: a narrow terminal cuts the rest.
+    let mut reason = format!("{} {}", text(data, "source_type"), text(data, "source_host"));
     if data.get("last_error").is_some_and(|error| !error.is_null()) {
         let _ = write!(reason, ": {}", text(data, "last_error"));
     }
     if request.get("deadline_ms").is_some_and(Value::is_u64) {
-        let _ = write!(
-            reason,
-            " (gives up in {})",
-            micros(number(request, "deadline_ms") * 1000)
-        );
+        let deadline = micros(number(request, "deadline_ms") * 1000);
+        let _ = write!(reason, " (gives up in {deadline})");
     }
+    let blob: String = text(data, "blob").chars().take(12).collect();
+    let chunks = list(data, "chunks").len();
+    let _ = write!(
+        reason,
+        " for {chunks} chunk{} of blob {blob} of image {}",
+        if chunks == 1 { "" } else { "s" },
+        text(data, "image"),
+    );
     reason
 }
 
@@ -318,7 +316,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[1],
-            "900.0 ms  Read       /m/bin/sh             1 chunk of blob abcdef012345 of image /b from registry r.example: status 503 (gives up in 29.1 s)"
+            "900.0 ms  Read       /m/bin/sh             registry r.example: status 503 (gives up in 29.1 s) for 1 chunk of blob abcdef012345 of image /b"
         );
         assert!(
             lines[2].contains("Fsync      /c\\u{1b}[31m inode 9") && lines[2].ends_with("worker"),

@@ -1,7 +1,8 @@
 //! `rafs ctl top`: mounts, throughput, latencies and waiting requests, renewed until somebody has seen enough.
 //!
-//! Each look is compared with the one before. The screen is written from the top left corner on; neither its mode nor
-//! another screen is asked for, so that whatever ends the program leaves the terminal as it was.
+//! Each look is compared with the one before. The screen is written from the top left corner on. Lines that are too long are
+//! cut by the terminal, which is asked for that for the length of a frame alone, so that whatever ends the program leaves it as
+//! it was.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write as _};
@@ -76,7 +77,8 @@ pub fn run(client: &Client, interval: f64, count: u64, json: bool) -> Result<Exi
             false => frame(&before, &now),
         };
         let screen = if clears && !json {
-            format!("\x1b[H\x1b[2J{frame}")
+            // Home, clear, no wrapping; and wrapping again.
+            format!("\x1b[H\x1b[2J\x1b[?7l{frame}\x1b[?7h")
         } else {
             frame
         };
