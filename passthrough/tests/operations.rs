@@ -507,52 +507,6 @@ fn extended_attributes_can_be_switched_off_without_enosys() {
 }
 
 #[test]
-fn a_read_only_mount_refuses_every_change() {
-    let share = Share::with(|options| options.read_only = true);
-    std::fs::write(share.path("file"), b"data").unwrap();
-    let inode = share.lookup(ROOT, c"file").unwrap().inode;
-    let handle = share.open(inode, libc::O_RDONLY).unwrap();
-    let (fs, ctx) = (&share.fs, &root());
-    let attr = share.stat(inode).unwrap();
-    let args = CreateIn {
-        flags: libc::O_RDONLY as u32,
-        mode: 0o600,
-        umask: 0,
-        fuse_flags: 0,
-    };
-    let extras = CreateExtras::default();
-    let refused = [
-        code(fs.mkdir(ctx, ROOT, c"new", 0o755, 0)),
-        code(fs.mknod(ctx, ROOT, c"new", libc::S_IFREG, 0, 0)),
-        code(fs.symlink(ctx, c"x", ROOT, c"new")),
-        code(fs.link(ctx, inode, ROOT, c"new")),
-        code(fs.create(ctx, ROOT, c"new", args).map(drop)),
-        code(fs.create(ctx, ROOT, c"file", args).map(drop)),
-        code(
-            fs.tmpfile(ctx, ROOT, libc::O_RDWR as u32, 0o600, 0, &extras)
-                .map(drop),
-        ),
-        code(fs.unlink(ctx, ROOT, c"file")),
-        code(fs.rmdir(ctx, ROOT, c"file")),
-        code(fs.rename(ctx, ROOT, c"file", ROOT, c"new", 0)),
-        code(fs.setattr(ctx, inode, attr, None, SetattrValid::MODE)),
-        code(fs.setattr(ctx, inode, attr, None, SetattrValid::ATIME)),
-        code(fs.setxattr(ctx, inode, c"user.a", b"", 0)),
-        code(fs.removexattr(ctx, inode, c"user.a")),
-        code(share.open(inode, libc::O_WRONLY)),
-        code(share.open(inode, libc::O_RDWR)),
-        code(share.open(inode, libc::O_RDONLY | libc::O_TRUNC)),
-        code(share.write(inode, handle, b"x", 0)),
-        code(fs.fallocate(ctx, inode, handle, 0, 0, 1)),
-        code(fs.copy_file_range(ctx, (inode, handle, 0), (inode, handle, 0), 1, 0)),
-        code(fs.access(ctx, inode, libc::W_OK as u32)),
-        code(fs.ioctl_inline(ctx, inode, handle, 0x4008_6602, &[0; 4], 0)),
-    ];
-    assert!(refused.iter().all(|code| *code == libc::EROFS), "{refused:?}");
-    assert_eq!(share.read(inode, handle, 9, 0).unwrap(), b"data");
-}
-
-#[test]
 fn cache_policies_become_timeouts_and_open_flags() {
     let seen = |cache: CachePolicy| {
         let share = Share::with(|options| options.cache = cache);

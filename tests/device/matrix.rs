@@ -339,6 +339,43 @@ fn what_holds_between_mounts() {
 }
 
 #[test]
+fn a_read_only_directory_refuses_every_operation_that_changes_something() {
+    let setup = Setup::new();
+    let frozen = setup.directory.path().join("frozen");
+    tree(&frozen);
+    setup.mount_host("/frozen", &frozen, true);
+    let guest = setup.guest();
+    let on = nodes(&guest, "/frozen");
+    for operation in [
+        "SETATTR",
+        "SYMLINK",
+        "MKNOD",
+        "MKDIR",
+        "UNLINK",
+        "RMDIR",
+        "RENAME",
+        "RENAME2",
+        "LINK",
+        "WRITE",
+        "SETXATTR",
+        "REMOVEXATTR",
+        "CREATE",
+        "FALLOCATE",
+        "COPY_FILE_RANGE",
+        "TMPFILE",
+    ] {
+        assert_eq!(outcome(&guest, &request(operation, &on)), "EROFS", "{operation}");
+    }
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
+        assert_eq!(outcome(&guest, &ops::open(on.file, flags as u32)), "EROFS");
+    }
+    for command in [0x4008_6602, 0x401c_5820] {
+        let change = ops::ioctl(on.file, on.open, command, 0);
+        assert_eq!(outcome(&guest, &change), "EROFS", "{command:#x}");
+    }
+}
+
+#[test]
 fn a_second_init_forgets_the_first_session() {
     let setup = Setup::new();
     let root = setup.host("/", "host");
