@@ -47,11 +47,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     let listeners = Listeners::open(&cli)?;
     let log_file = open_log_file(&cli)?;
     let limit = raise_file_limit(cli.process.rlimit_nofile);
-    let (sandbox, notices) = match cli.serves_fuse() {
-        // Nobody else would see a mount in a table of our own, and the process has to take it away at its end.
-        true => (Sandbox::default(), Vec::new()),
-        false => Sandbox::of_process(&settings(&cli))?,
-    };
+    let (sandbox, notices) = Sandbox::of_process(&settings(&cli))?;
     let (level, format) = (cli.process.log_level, cli.process.log_format);
     let log = Log::start(level, format, log_file, sandbox.clone())?;
     notices.iter().for_each(Notice::log);
@@ -142,9 +138,12 @@ fn serve(cli: &Cli, log: &Log, sandbox: &Sandbox, listeners: Listeners) -> Resul
         Device::start(listeners.device, mounts, options).map_err(|error| failed("device", &error))?;
     control.set_requests(device.requests());
     let fuse = match (&listeners.private, &cli.fuse.mountpoint) {
-        (Some(socket), Some(mountpoint)) => {
-            Some(FuseMount::start(mountpoint, socket, cli.fuse.fuse_threads)?)
-        }
+        (Some(socket), Some(mountpoint)) => Some(FuseMount::start(
+            mountpoint,
+            socket,
+            cli.fuse.fuse_threads,
+            sandbox,
+        )?),
         _ => None,
     };
     drop(listeners.private);
@@ -273,6 +272,8 @@ fn settings(cli: &Cli) -> Settings {
             Some(_) => capabilities.without_trusted(),
             None => capabilities,
         },
+        // Nobody else would see a mount in a table of our own, and the process has to take it away at its end.
+        mounts_on_host: cli.serves_fuse(),
     }
 }
 

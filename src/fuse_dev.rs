@@ -15,7 +15,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use crossbeam_channel::{Sender, bounded};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -26,6 +28,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::error::Error;
 use crate::fuse::init::MAX_WRITE;
+use crate::sandbox::{Role, Sandbox};
 use lane::{LANE, Lane, QUEUE};
 
 /// Where the shared memory begins for the device; never 0, which means nothing.
@@ -86,6 +89,7 @@ fn random() -> u64 {
 pub struct FuseMount {
     mountpoint: PathBuf,
     lanes: Vec<Lane>,
+    unmounter: Unmounter,
     _frontend: Frontend,
 }
 
@@ -95,7 +99,12 @@ impl FuseMount {
     /// # Errors
     ///
     /// `/dev/fuse` is missing, the kernel refuses the mount, or the device the driver.
-    pub fn start(mountpoint: &Path, socket: &PrivateSocket, lanes: u16) -> Result<Self, Error> {
+    pub fn start(
+        mountpoint: &Path,
+        socket: &PrivateSocket,
+        lanes: u16,
+        sandbox: &Sandbox,
+    ) -> Result<Self, Error> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Error::Start(format!("FUSE mount at {}: {what}: {error}", mountpoint.display()))
         };
@@ -105,16 +114,25 @@ impl FuseMount {
         let (frontend, queues) = connect(stream, &memory, lanes).map_err(|error| failed("device", &error))?;
         let device = open_device().map_err(|error| failed("/dev/fuse", &error))?;
         let mountpoint = std::path::absolute(mountpoint).map_err(|error| failed("path", &error))?;
+        let unmounter =
+            Unmounter::start(mountpoint.clone(), sandbox).map_err(|error| failed("threads", &error))?;
         mount(&mountpoint, &device).map_err(|error| failed("mount", &error))?;
         // From here on dropping unmounts.
         let mut mount = Self {
             mountpoint: mountpoint.clone(),
             lanes: Vec::new(),
+            unmounter,
             _frontend: frontend,
         };
         for (number, events) in queues.into_iter().enumerate() {
             let base = lane_base(number as u16);
-            let lane = Lane::start(Arc::clone(&device), Arc::clone(&memory.guest), base, events);
+            let lane = Lane::start(
+                Arc::clone(&device),
+                Arc::clone(&memory.guest),
+                base,
+                events,
+                sandbox,
+            );
             mount.lanes.push(lane.map_err(|error| failed("threads", &error))?);
         }
         tracing::info!("mounted over FUSE at {}", mountpoint.display());
@@ -124,12 +142,46 @@ impl FuseMount {
 
 impl Drop for FuseMount {
     fn drop(&mut self) {
-        if let Err(error) = rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH) {
+        if let Err(error) = self.unmounter.unmount() {
             tracing::warn!("unmount {}: {error}", self.mountpoint.display());
         }
         for lane in &self.lanes {
             lane.stop();
         }
+    }
+}
+
+/// A thread that unmounts when it is told to: no other thread may.
+struct Unmounter {
+    go: Sender<()>,
+    thread: Option<JoinHandle<rustix::io::Result<()>>>,
+}
+
+impl Unmounter {
+    fn start(mountpoint: PathBuf, sandbox: &Sandbox) -> io::Result<Self> {
+        let (go, told) = bounded::<()>(1);
+        let sandbox = sandbox.clone();
+        let thread = std::thread::Builder::new()
+            .name("unmount".into())
+            .spawn(move || {
+                sandbox.enter(Role::Unmount);
+                match told.recv() {
+                    Ok(()) => rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH),
+                    // It was never mounted.
+                    Err(_) => Ok(()),
+                }
+            })?;
+        Ok(Self {
+            go,
+            thread: Some(thread),
+        })
+    }
+
+    fn unmount(&mut self) -> io::Result<()> {
+        let gone = || io::Error::other("the thread that unmounts is gone");
+        self.go.send(()).map_err(|_| gone())?;
+        let thread = self.thread.take().ok_or_else(gone)?;
+        thread.join().map_err(|_| gone())?.map_err(io::Error::from)
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Settings {
     pub system_calls: SystemCalls,
     /// Departures from the usual capabilities.
     pub capabilities: CapabilityChanges,
+    /// The process mounts for the host to see: it keeps the host's mount table, and the right to unmount.
+    pub mounts_on_host: bool,
 }
 
 /// What a thread is for.
@@ -90,15 +92,19 @@ pub enum Role {
     Net,
     /// Decompresses, verifies and fills the cache.
     Decode,
-    /// Tries waiting locks; watches the mount table.
+    /// Tries waiting locks; watches the mount table; counts what trees take.
     Helper,
+    /// Moves requests between the kernel's FUSE device and ours.
+    Lane,
+    /// Takes a FUSE mount away at the end.
+    Unmount,
     /// Writes the log.
     Log,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 12] = [
+    pub const ALL: [Role; 14] = [
         Role::Main,
         Role::Control,
         Role::Queue,
@@ -110,6 +116,8 @@ impl Role {
         Role::Net,
         Role::Decode,
         Role::Helper,
+        Role::Lane,
+        Role::Unmount,
         Role::Log,
     ];
 
@@ -122,7 +130,13 @@ impl Role {
     fn keeps_capabilities(self) -> bool {
         !matches!(
             self,
-            Role::Deadlines | Role::Metrics | Role::Net | Role::Decode | Role::Helper | Role::Log
+            Role::Deadlines
+                | Role::Metrics
+                | Role::Net
+                | Role::Decode
+                | Role::Helper
+                | Role::Lane
+                | Role::Log
         )
     }
 }
@@ -196,6 +210,13 @@ impl Sandbox {
     pub fn of_process(settings: &Settings) -> Result<(Self, Vec<Notice>), Failure> {
         let mut notices = Vec::new();
         match settings.mode {
+            Mode::Namespace if settings.mounts_on_host => {
+                notices.extend(
+                    namespace::enter_all_but_mounts()?
+                        .into_iter()
+                        .map(Notice::Missing),
+                );
+            }
             Mode::Namespace => notices.extend(namespace::enter()?.into_iter().map(Notice::Missing)),
             Mode::Chroot => notices.push(Notice::Weakened(
                 "--sandbox chroot: mounts arrive later, so no root is changed; there are no namespaces"
@@ -205,7 +226,11 @@ impl Sandbox {
                 "--sandbox none: neither namespaces nor Landlock".into(),
             )),
         }
-        let capabilities = capabilities::reduce_process(&settings.capabilities)?;
+        let mut changes = settings.capabilities;
+        if settings.mounts_on_host {
+            changes = changes.with_trusted();
+        }
+        let capabilities = capabilities::reduce_process(&changes)?;
         rustix::thread::set_no_new_privs(true).map_err(|error| Failure::new("no_new_privs", error))?;
         let landlock = settings.mode != Mode::None;
         if landlock {

@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::fuse::init::MAX_WRITE;
+use crate::sandbox::{Role, Sandbox};
 
 /// Requests under way at a time.
 const SLOTS: u16 = 128;
@@ -67,6 +68,7 @@ impl Lane {
         memory: Arc<GuestMemoryMmap>,
         base: u64,
         events: Events,
+        sandbox: &Sandbox,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             device,
@@ -80,10 +82,16 @@ impl Lane {
             // The channel lives as long as the threads.
             let _ = give.send(slot);
         }
+        let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let sandbox = sandbox.clone();
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+                sandbox.enter(Role::Lane);
+                work();
+            })
+        };
         let (reader, writer) = (Arc::clone(&shared), Arc::clone(&shared));
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        thread("fuse-requests").spawn(move || reader.read_requests(&take))?;
-        thread("fuse-replies").spawn(move || writer.write_replies(&give))?;
+        start("fuse-requests", Box::new(move || reader.read_requests(&take)))?;
+        start("fuse-replies", Box::new(move || writer.write_replies(&give)))?;
         Ok(Self { shared })
     }
 

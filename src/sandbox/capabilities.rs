@@ -44,6 +44,12 @@ impl CapabilityChanges {
         self
     }
 
+    /// The same, with CAP_SYS_ADMIN.
+    pub fn with_trusted(mut self) -> Self {
+        self.less &= !TRUSTED.bits();
+        self
+    }
+
     fn wanted(self) -> CapabilitySet {
         let usual = NEEDED.union(TRUSTED).bits();
         CapabilitySet::from_bits_truncate((usual | self.more) & !self.less)
@@ -144,5 +150,9 @@ mod tests {
         };
         assert_eq!(wanted(""), NEEDED);
         assert_eq!(wanted("+sys_admin"), NEEDED | TRUSTED);
+        let kept = CapabilityChanges::from_str("-sys_admin:-chown")
+            .unwrap()
+            .with_trusted();
+        assert_eq!(kept.wanted(), (NEEDED | TRUSTED) - CapabilitySet::CHOWN);
     }
 }

@@ -42,8 +42,9 @@ pub fn restrict_thread(role: Role) -> Result<(), Failure> {
         // They start threads of several kinds, each of which restricts itself.
         Role::Main | Role::Control | Role::Api | Role::WorkerStarter => return Ok(()),
         Role::Net => no_devices(false),
-        Role::Decode | Role::Log | Role::Metrics => no_devices(true),
-        Role::Queue | Role::Worker | Role::Deadlines | Role::Helper => no_network(),
+        Role::Decode | Role::Log | Role::Metrics | Role::Lane => no_devices(true),
+        // Rules for files would forbid the last one to unmount.
+        Role::Queue | Role::Worker | Role::Deadlines | Role::Helper | Role::Unmount => no_network(),
     };
     outcome.map_err(|error| Failure::new(LAYER, error))
 }

@@ -62,6 +62,16 @@ pub fn enter() -> Result<Vec<String>, Failure> {
     Ok(notices)
 }
 
+/// Enters the namespaces but that of mounts, for a daemon whose mount the host is to see. Returns what is left out.
+pub fn enter_all_but_mounts() -> Result<Vec<String>, Failure> {
+    let mut notices = vec!["no mount namespace: the host would not see the mount".to_owned()];
+    // SAFETY: only System V objects are unshared, of which there are none.
+    if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWIPC) } {
+        notices.push(format!("no IPC namespace: {error}"));
+    }
+    Ok(notices)
+}
+
 /// Whether the root of the mount table passes on or receives what is mounted elsewhere.
 fn root_receives_mounts(table: &str) -> bool {
     let of_root = |line: &&str| line.split(' ').nth(4) == Some("/");

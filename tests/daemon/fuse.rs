@@ -144,6 +144,34 @@ fn images_and_directories_are_served_over_dev_fuse() {
             });
         }
     });
+    // All of it in the sandbox, but for the mount table, which is the host's.
+    let pid = daemon.child.id();
+    let mut names = std::collections::BTreeSet::new();
+    for (name, fields) in super::sandbox::threads(pid) {
+        assert_eq!(fields["Seccomp"], "2", "{name}");
+        assert_eq!(fields["NoNewPrivs"], "1", "{name}");
+        // CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+        if name.starts_with("fuse-") {
+            assert_eq!(
+                u64::from_str_radix(&fields["CapPrm"], 16).unwrap(),
+                0b110,
+                "{name}"
+            );
+        }
+        names.insert(name);
+    }
+    for name in [
+        "fuse-requests",
+        "fuse-replies",
+        "unmount",
+        "queue-1",
+        "worker-starter",
+    ] {
+        assert!(names.contains(name), "{name}: {names:?}");
+    }
+    let of = |pid: &str, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    assert_eq!(of(&pid.to_string(), "mnt"), of("self", "mnt"));
+    assert_ne!(of(&pid.to_string(), "ipc"), of("self", "ipc"));
     daemon
         .api("DELETE", "/api/v1/mount?mountpoint=/image", "")
         .nothing();

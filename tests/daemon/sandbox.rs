@@ -17,7 +17,7 @@ use super::images::Image;
 use super::process::{Daemon, rafsd};
 
 /// Fields of `/proc/PID/task/TID/status`, by the name of the thread.
-fn threads(pid: u32) -> Vec<(String, BTreeMap<String, String>)> {
+pub fn threads(pid: u32) -> Vec<(String, BTreeMap<String, String>)> {
     let read = |task: std::fs::DirEntry| {
         let text = std::fs::read_to_string(task.path().join("status")).ok()?;
         let fields = text.lines().filter_map(|line| line.split_once(":\t"));
