@@ -432,6 +432,9 @@ fn new_operations_are_there() {
         // The host's file system may not have it.
         Err(e) => assert_eq!(e.errno(), Some(libc::EOPNOTSUPP)),
     }
+    // A guest's overlay that asks whether it may use such files is told no.
+    let refused = guest.tmpfile(top, 0, open_flags::RDWR).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::EOPNOTSUPP));
     // FS_IOC_GETFLAGS, as overlayfs asks.
     let fh = guest.open(file.nodeid, 0).unwrap();
     let errno = guest.errno(&ops::ioctl(file.nodeid, fh, 0x8008_6601, 8)).unwrap();

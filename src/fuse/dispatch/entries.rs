@@ -157,11 +157,18 @@ pub fn create(call: &Call<'_>) -> Result<(EntryOut, OpenOut), Errno> {
 }
 
 /// TMPFILE carries a name that means nothing (Linux sends `/`).
+///
+/// A file of mode 0 is what Linux's overlay asks for, when it is mounted, to know whether it may make its copies this
+/// way. It may not: such a copy keeps the name `/` inside the guest's kernel, which looks it up by that name whenever
+/// the entry's time is over, and no answer of ours could be right. Told so here, the overlay uses files with names.
 pub fn tmpfile(call: &Call<'_>) -> Result<(EntryOut, OpenOut), Errno> {
     let mut arguments = call.arguments;
     let wanted: CreateIn = arguments.take()?;
     let extensions = Extensions::take(&call.header, &mut arguments)?;
     let (mount, host, local) = call.writable(call.header.nodeid)?;
+    if wanted.mode & 0o7777 == 0 {
+        return Err(Errno::NOTSUP);
+    }
     let (entry, handle, options) =
         host.tmpfile(&call.context, local, &create_in(&wanted), &extras(&extensions))?;
     Ok((

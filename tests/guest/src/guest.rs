@@ -270,6 +270,17 @@ impl Guest {
         self.console.text()
     }
 
+    /// Those of [`Guest::kernel_messages`] that speak of trouble with the kernel or with what the device serves.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        let messages = self.kernel_messages();
+        messages
+            .lines()
+            .filter(|line| is_complaint(line))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// Stops the virtual processors.
     pub fn stop(&mut self) -> Result<()> {
         self.monitor.execute("stop").map(drop)
@@ -321,6 +332,25 @@ impl Drop for Guest {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
+}
+
+fn is_complaint(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    let about_us = [
+        "overlayfs:",
+        "fuse:",
+        "virtiofs",
+        "virtio_fs",
+        "warning:",
+        "bug:",
+        "hung task",
+        "blocked for more than",
+        "call trace",
+    ];
+    // Not about us: older kernels cannot make an unnamed file over FUSE, whatever the device offers; an emulator that
+    // was starved of processor time during boot misses timer interrupts, which the kernel takes for a bug of the BIOS.
+    let known = ["does not support tmpfile", "mp-bios bug"];
+    about_us.iter().any(|words| line.contains(words)) && !known.iter().any(|words| line.contains(words))
 }
 
 /// Waits for QEMU to connect, as long as it runs.
