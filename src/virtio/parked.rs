@@ -2,182 +2,43 @@
 //!
 //! A request is in the table from the moment it is put aside until somebody takes it out to answer it: the one
 //! who brings the result, the timer at its deadline, an INTERRUPT, an unmount, or the control thread that stops
-//! its ring. Taking it out is what decides the race between them, so each is answered once. For a lock that is not
-//! enough, for it may just have been taken: whoever wants the wait to end says so to the one who keeps the locks, and
-//! it is his word that takes the request out.
+//! its ring. Taking it out is what decides the race between them, so each is answered once; only with locks it is not that
+//! simple.
 //!
 //! While a ring is disabled its requests cannot be answered. They keep their answer until it is enabled again.
+//!
+//! * [`entry`]: what is known about a request that waits; [`waiting`]: what people are shown of it
+//! * [`reads`]: of absent data; [`locks`]: that others hold
+
+mod entry;
+mod locks;
+mod reads;
+mod waiting;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use backend::store::FetchError;
 use parking_lot::{Condvar, Mutex};
-use passthrough::LockDone;
-use rafs::fs::{Absent, HeldChunks, ReadOutcome};
 
-use super::request::{Parked, Request};
+use super::request::Request;
 use super::ring::Ring;
 use super::worker::Workers;
 use crate::fuse::abi::Opcode;
 use crate::fuse::errno::Errno;
-use crate::metrics::{Executing, Metrics, MountMetrics};
-use crate::mounts::{CancelLock, CloseListener, Instance, Mount, MountId, local_of};
+use crate::metrics::Metrics;
+use crate::mounts::{CloseListener, Mount, MountId};
 use crate::sandbox::{Role, Sandbox};
+pub use entry::ImageRead;
+use entry::{Answer, Entry, LockEnd, Wait};
+use reads::read_again;
+pub use waiting::{Stage, Waiting};
 
 /// Requests in the table at most; further ones are answered ENOMEM. A driver has at most a queue's size in
 /// flight per queue, so that only a device with many large queues comes here.
 const LIMIT: usize = 4096;
-/// Of the descriptors of a ring, the part that may wait for locks: one in so many. Were it all of them, the driver
-/// could not ask for the unlocking that they wait for.
-const LOCK_SHARE: usize = 4;
 /// An INTERRUPT may overtake its request on another queue; so many are remembered.
 const EARLY: usize = 64;
-/// A read whose data was evicted between arrival and use is fetched again so many times.
-const ATTEMPTS: u32 = 16;
-
-/// What a request that waited is answered with.
-pub enum Answer {
-    /// A body.
-    Body(Vec<u8>),
-    /// An error number.
-    Errno(Errno),
-    /// Read again: what was absent has arrived.
-    Read(HeldChunks),
-}
-
-/// A read of an image.
-#[derive(Clone, Copy, Debug)]
-pub struct ImageRead {
-    /// Local id.
-    pub inode: u64,
-    /// Where to start, in bytes.
-    pub offset: u64,
-    /// Bytes wanted.
-    pub size: u32,
-}
-
-struct Entry {
-    parked: Box<Parked>,
-    since: Instant,
-    /// Where its file is mounted; empty for the pseudo tree.
-    place: String,
-    /// Where its latency is counted.
-    meter: Option<Arc<MountMetrics>>,
-    /// None once the answer is known.
-    mount: Option<Arc<Mount>>,
-    read: Option<ImageRead>,
-    /// Of a lock that is waited for.
-    lock: Option<LockWait>,
-    attempts: u32,
-    /// None for locks, and for jobs of a worker, which are as long as they are.
-    deadline: Option<Instant>,
-    /// Known, but the ring does not run.
-    ready: Option<Answer>,
-}
-
-impl Entry {
-    /// Whether an INTERRUPT ends it.
-    fn can_give_up(&self) -> bool {
-        self.ready.is_none() && (self.read.is_some() || self.lock.is_some())
-    }
-}
-
-/// How a wait for a lock is ended.
-#[derive(Default)]
-struct LockWait {
-    /// None until the keeper of the locks has said how.
-    cancel: Option<CancelLock>,
-    /// What it ends with if the lock was not taken; the keeper's error if nobody else ended it.
-    end: Option<LockEnd>,
-}
-
-#[derive(Clone, Copy)]
-enum LockEnd {
-    Fail(Errno),
-    /// There is nobody to tell.
-    Abandon,
-}
-
-/// A request that waits, for people.
-#[derive(Clone, Debug)]
-pub struct Waiting {
-    /// The driver's number of the request.
-    pub unique: u64,
-    /// FUSE opcode.
-    pub opcode: u32,
-    /// Its name in the protocol.
-    pub operation: &'static str,
-    /// The nodeid that it names.
-    pub nodeid: u64,
-    /// The local id in it.
-    pub local: u64,
-    /// Where its file is mounted; empty for the pseudo tree.
-    pub mountpoint: String,
-    /// Of a read of an image, the range.
-    pub read: Option<ImageRead>,
-    /// When it was put aside, or its execution began.
-    pub since: Instant,
-    /// When it will be answered whatever happens; only what waits for data has such a time.
-    pub deadline: Option<Instant>,
-    /// What it waits for.
-    pub stage: Stage,
-}
-
-/// What a request waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Data of an image that is not local.
-    Data,
-    /// A lock that somebody else holds.
-    Lock,
-    /// A worker, or the host's disk behind it.
-    Worker,
-    /// The queue thread that executes it, and what of the host holds that up.
-    Thread,
-    /// The driver: the answer is known, and the queue is stopped.
-    Driver,
-}
-
-impl Waiting {
-    fn of(entry: &Entry) -> Self {
-        let about = entry.parked.about();
-        Waiting {
-            unique: entry.parked.unique(),
-            opcode: about.opcode,
-            operation: Opcode::from_wire(about.opcode).name(),
-            nodeid: about.nodeid,
-            local: local_of(about.nodeid),
-            mountpoint: entry.place.clone(),
-            read: entry.read,
-            since: entry.since,
-            deadline: entry.deadline,
-            stage: match entry {
-                Entry { ready: Some(_), .. } => Stage::Driver,
-                Entry { read: Some(_), .. } => Stage::Data,
-                Entry { lock: Some(_), .. } => Stage::Lock,
-                _ => Stage::Worker,
-            },
-        }
-    }
-
-    /// A request that its queue thread still executes.
-    pub(super) fn executing(request: &Executing, mount: Option<&Mount>) -> Self {
-        Waiting {
-            unique: request.unique,
-            opcode: request.opcode,
-            operation: Opcode::from_wire(request.opcode).name(),
-            nodeid: request.nodeid,
-            local: local_of(request.nodeid),
-            mountpoint: mount.map(|mount| mount.path.clone()).unwrap_or_default(),
-            read: None,
-            since: request.began,
-            deadline: None,
-            stage: Stage::Thread,
-        }
-    }
-}
 
 #[derive(Default)]
 struct State {
@@ -229,45 +90,12 @@ impl Deferred {
         }
     }
 
-    /// Puts a read aside until `absent` has arrived or the mount's deadline has passed.
-    pub fn park_read(&self, request: Request<'_>, mount: &Arc<Mount>, read: ImageRead, absent: Absent) {
-        let deadline = Instant::now() + mount.read_deadline;
-        let entry = |parked| Entry {
-            parked,
-            mount: Some(Arc::clone(mount)),
-            read: Some(read),
-            lock: None,
-            since: Instant::now(),
-            place: mount.path.clone(),
-            meter: Some(Arc::clone(&mount.metrics)),
-            attempts: 0,
-            deadline: Some(deadline),
-            ready: None,
-        };
-        if let Some(id) = self.put_aside(request, Some(mount), entry) {
-            self.metrics.parked();
-            self.fetch(id, mount, absent, deadline);
-        }
-    }
-
     /// Has a worker do `job`, which gives the body of the reply. Requests for a mount that is gone are refused.
     pub fn run<J>(&self, request: Request<'_>, mount: Option<&Arc<Mount>>, job: J)
     where
         J: FnOnce() -> Result<Vec<u8>, Errno> + Send + 'static,
     {
-        let entry = |parked| Entry {
-            parked,
-            mount: None,
-            read: None,
-            lock: None,
-            since: Instant::now(),
-            place: mount.map(|mount| mount.path.clone()).unwrap_or_default(),
-            meter: mount.map(|mount| Arc::clone(&mount.metrics)),
-            attempts: 0,
-            deadline: None,
-            ready: None,
-        };
-        let Some(id) = self.put_aside(request, mount, entry) else {
+        let Some(id) = self.put_aside(request, mount, Wait::on(mount.map(Arc::as_ref))) else {
             return;
         };
         self.metrics.deferred();
@@ -283,90 +111,6 @@ impl Deferred {
         });
     }
 
-    /// Puts a request for a lock aside. `start` begins to wait: it is given what to call once with the outcome, and
-    /// returns how to end the wait early if there is one.
-    pub fn park_lock<S>(&self, request: Request<'_>, mount: &Arc<Mount>, start: S)
-    where
-        S: FnOnce(LockDone) -> Option<CancelLock>,
-    {
-        if self.lock_waits(request.ring()) >= usize::from(request.ring().size()) / LOCK_SHARE {
-            return request.fail(libc::ENOLCK);
-        }
-        let entry = |parked| Entry {
-            parked,
-            mount: Some(Arc::clone(mount)),
-            read: None,
-            lock: Some(LockWait::default()),
-            since: Instant::now(),
-            place: mount.path.clone(),
-            // How long a lock is held by others says nothing about the mount.
-            meter: None,
-            attempts: 0,
-            deadline: None,
-            ready: None,
-        };
-        let Some(id) = self.put_aside(request, Some(mount), entry) else {
-            return;
-        };
-        self.metrics.parked();
-        let this = Weak::clone(&self.this);
-        let cancel = start(Box::new(move |outcome| {
-            if let Some(this) = this.upgrade() {
-                this.lock_decided(id, outcome);
-            }
-        }));
-        let Some(cancel) = cancel else { return };
-        let ended = {
-            let mut state = self.state.lock();
-            let lock = state.entries.get_mut(&id).and_then(|entry| entry.lock.as_mut());
-            lock.is_some_and(|lock| {
-                lock.cancel = Some(Arc::clone(&cancel));
-                lock.end.is_some()
-            })
-        };
-        if ended {
-            cancel();
-        }
-    }
-
-    fn lock_waits(&self, ring: &Arc<Ring>) -> usize {
-        let state = self.state.lock();
-        let waits = |entry: &&Entry| entry.lock.is_some() && Arc::ptr_eq(entry.parked.ring(), ring);
-        state.entries.values().filter(waits).count()
-    }
-
-    /// The keeper of the locks has decided on request `id`.
-    fn lock_decided(&self, id: u64, outcome: std::io::Result<()>) {
-        let entry = self.state.lock().entries.remove(&id);
-        let Some(mut entry) = entry else { return };
-        let end = entry.lock.take().and_then(|lock| lock.end);
-        match (outcome, end) {
-            (_, Some(LockEnd::Abandon)) => entry.parked.abandon(),
-            (Ok(()), _) => self.answer(id, entry, Answer::Body(Vec::new())),
-            (Err(_), Some(LockEnd::Fail(errno))) => self.answer(id, entry, Answer::Errno(errno)),
-            (Err(error), None) => self.answer(id, entry, Answer::Errno(error.into())),
-        }
-    }
-
-    /// Ends the waits for locks that are `wanted`; each is taken out when the keeper of the locks says so.
-    fn end_lock_waits(&self, wanted: impl Fn(&Entry) -> bool, end: LockEnd) {
-        let mut state = self.state.lock();
-        let cancels: Vec<CancelLock> = state
-            .entries
-            .values_mut()
-            .filter(|entry| wanted(entry))
-            .filter_map(|entry| entry.lock.as_mut())
-            .filter_map(|lock| {
-                lock.end = Some(end);
-                lock.cancel.clone()
-            })
-            .collect();
-        drop(state);
-        for cancel in cancels {
-            cancel();
-        }
-    }
-
     /// What waits at this moment, oldest first.
     pub fn list(&self) -> Vec<Waiting> {
         let state = self.state.lock();
@@ -376,12 +120,8 @@ impl Deferred {
         waiting
     }
 
-    fn put_aside(
-        &self,
-        request: Request<'_>,
-        mount: Option<&Arc<Mount>>,
-        entry: impl FnOnce(Box<Parked>) -> Entry,
-    ) -> Option<u64> {
+    /// Puts a request into the table; its number there. None if it has been answered instead.
+    fn put_aside(&self, request: Request<'_>, mount: Option<&Arc<Mount>>, wait: Wait) -> Option<u64> {
         let mut state = self.state.lock();
         // Closing a mount sets its mark first and then empties the table under this lock.
         if mount.is_some_and(|mount| mount.is_closed()) {
@@ -396,13 +136,13 @@ impl Deferred {
         }
         let id = state.next;
         state.next += 1;
-        let entry = entry(request.park());
-        let early = entry
+        let early = wait
             .deadline
             .is_some_and(|deadline| state.alarm.is_none_or(|alarm| deadline < alarm));
-        let unique = entry.parked.unique();
-        let interrupted = entry.can_give_up() && state.early.contains(&unique);
-        state.entries.insert(id, entry);
+        let parked = request.park();
+        let unique = parked.unique();
+        let interrupted = wait.can_give_up() && state.early.contains(&unique);
+        state.entries.insert(id, Entry { parked, wait });
         if interrupted {
             state.early.retain(|early| *early != unique);
             drop(state);
@@ -416,37 +156,6 @@ impl Deferred {
         Some(id)
     }
 
-    fn fetch(&self, id: u64, mount: &Mount, absent: Absent, deadline: Instant) {
-        let Instance::Rafs(image) = &mount.instance else {
-            return self.finish(id, Answer::Errno(Errno::IO));
-        };
-        let this = Weak::clone(&self.this);
-        image.fetch_absent(
-            absent,
-            deadline,
-            Box::new(move |result| {
-                // This thread belongs to the store: it may have sockets and must not touch guest memory.
-                if let Some(this) = this.upgrade() {
-                    let table = Arc::clone(&this);
-                    this.workers.run(move || table.fetched(id, result));
-                }
-            }),
-        );
-    }
-
-    fn fetched(&self, id: u64, result: Result<HeldChunks, FetchError>) {
-        match result {
-            Ok(held) => self.finish(id, Answer::Read(held)),
-            Err(error) => {
-                tracing::warn!(%error, "a read fails because its data could not be fetched");
-                if error.timed_out {
-                    self.metrics.expired();
-                }
-                self.finish(id, Answer::Errno(Errno::IO));
-            }
-        }
-    }
-
     /// Answers request `id`, unless somebody has done so.
     fn finish(&self, id: u64, answer: Answer) {
         let entry = self.state.lock().entries.remove(&id);
@@ -456,78 +165,43 @@ impl Deferred {
     }
 
     fn answer(&self, id: u64, entry: Entry, answer: Answer) {
-        let Entry {
-            parked,
-            mount,
-            read,
-            attempts,
-            deadline,
-            since,
-            place,
-            meter,
-            ..
-        } = entry;
+        let Entry { parked, mut wait } = entry;
         let opcode = Opcode::from_wire(parked.about().opcode);
         let mut active = match parked.resume() {
             Ok(active) => active,
             Err(parked) => {
-                let ready = Some(answer);
-                return self.keep(
-                    id,
-                    Entry {
-                        parked,
-                        since,
-                        place,
-                        meter,
-                        mount,
-                        read,
-                        lock: None,
-                        attempts,
-                        deadline,
-                        ready,
-                    },
-                );
+                wait.ready = Some(answer);
+                return self.keep(id, Entry { parked, wait });
             }
         };
         let request = active.request(&self.metrics);
-        match (answer, mount, read) {
+        match (answer, &wait.mount, wait.read) {
             (Answer::Body(body), ..) => request.reply_bytes(&body),
             (Answer::Errno(errno), ..) => request.fail(errno.get()),
             (Answer::Read(held), Some(mount), Some(read)) => {
-                if let Some((parked, absent)) = read_again(request, &mount, read, &held) {
+                if let Some((parked, absent)) = read_again(request, mount, read, &held) {
                     drop(active);
-                    let (mount, read, attempts) = (Some(mount), Some(read), attempts + 1);
-                    let entry = Entry {
-                        parked,
-                        since,
-                        place,
-                        meter,
-                        mount,
-                        read,
-                        lock: None,
-                        attempts,
-                        deadline,
-                        ready: None,
-                    };
-                    return self.fetch_again(id, entry, absent);
+                    wait.attempts += 1;
+                    return self.fetch_again(id, Entry { parked, wait }, absent);
                 }
             }
             (Answer::Read(_), ..) => request.fail(libc::EIO),
         }
-        if let Some(meter) = meter {
-            meter.answered(opcode, since.elapsed());
+        if let Some(meter) = &wait.meter {
+            meter.answered(opcode, wait.since.elapsed());
         }
     }
 
     /// Puts back a request whose answer is known but whose ring does not run.
     fn keep(&self, id: u64, mut entry: Entry) {
-        if !matches!(entry.ready, Some(Answer::Read(_))) {
-            entry.mount = None;
+        entry.wait.lock = None;
+        if !matches!(entry.wait.ready, Some(Answer::Read(_))) {
+            entry.wait.mount = None;
         }
         let ring = Arc::clone(entry.parked.ring());
         let mut state = self.state.lock();
-        if entry.mount.as_ref().is_some_and(|mount| mount.is_closed()) {
-            (entry.mount, entry.ready) = (None, Some(Answer::Errno(Errno::STALE)));
+        if entry.wait.mount.as_ref().is_some_and(|mount| mount.is_closed()) {
+            (entry.wait.mount, entry.wait.ready) = (None, Some(Answer::Errno(Errno::STALE)));
         }
         state.entries.insert(id, entry);
         drop(state);
@@ -537,58 +211,21 @@ impl Deferred {
         }
     }
 
-    /// Puts back a read of which something is absent again.
-    fn fetch_again(&self, id: u64, entry: Entry, absent: Absent) {
-        let deadline = entry.deadline.filter(|deadline| Instant::now() < *deadline);
-        let (Some(mount), Some(deadline)) = (entry.mount.clone(), deadline) else {
-            return self.answer(id, entry, Answer::Errno(Errno::IO));
-        };
-        if entry.attempts > ATTEMPTS {
-            return self.answer(id, entry, Answer::Errno(Errno::IO));
-        }
-        let mut state = self.state.lock();
-        if mount.is_closed() {
-            drop((state, mount));
-            return self.answer(id, entry, Answer::Errno(Errno::STALE));
-        }
-        state.entries.insert(id, entry);
-        drop(state);
-        self.fetch(id, &mount, absent, deadline);
-    }
-
     /// Answers what became ready while `ring` was disabled.
     pub fn resume(&self, ring: &Arc<Ring>) {
-        let mut state = self.state.lock();
-        let ready = |entry: &Entry| entry.ready.is_some() && Arc::ptr_eq(entry.parked.ring(), ring);
-        let ids: Vec<u64> = state
-            .entries
-            .iter()
-            .filter(|(_, entry)| ready(entry))
-            .map(|(id, _)| *id)
-            .collect();
-        let entries: Vec<(u64, Entry)> = ids
-            .into_iter()
-            .filter_map(|id| Some((id, state.entries.remove(&id)?)))
-            .collect();
-        drop(state);
-        for (id, mut entry) in entries {
-            if let Some(answer) = entry.ready.take() {
+        let ready = |entry: &Entry| entry.wait.ready.is_some() && Arc::ptr_eq(entry.parked.ring(), ring);
+        for (id, mut entry) in self.take_ids_where(ready) {
+            if let Some(answer) = entry.wait.ready.take() {
                 self.answer(id, entry, answer);
             }
         }
-    }
-
-    /// Answers `EIO` to what waits for locks on `ring`, which is being stopped: they may be held for ever.
-    pub fn fail_locks(&self, ring: &Arc<Ring>) {
-        let of_ring = |entry: &Entry| Arc::ptr_eq(entry.parked.ring(), ring);
-        self.end_lock_waits(of_ring, LockEnd::Fail(Errno::IO));
     }
 
     /// Answers `EIO` to everything that waits for `ring`, which is being stopped.
     pub fn fail_all(&self, ring: &Arc<Ring>) {
         self.fail_locks(ring);
         let of_ring = |entry: &Entry| Arc::ptr_eq(entry.parked.ring(), ring);
-        for entry in self.take_where(|entry| entry.lock.is_none() && of_ring(entry)) {
+        for entry in self.take_where(|entry| entry.wait.lock.is_none() && of_ring(entry)) {
             // If it cannot be answered, dropping it settles it.
             if let Ok(mut active) = entry.parked.resume() {
                 active.request(&self.metrics).fail(libc::EIO);
@@ -600,7 +237,7 @@ impl Deferred {
     pub fn abandon_all(&self, ring: &Arc<Ring>) {
         let of_ring = |entry: &Entry| Arc::ptr_eq(entry.parked.ring(), ring);
         self.end_lock_waits(of_ring, LockEnd::Abandon);
-        for entry in self.take_where(|entry| entry.lock.is_none() && of_ring(entry)) {
+        for entry in self.take_where(|entry| entry.wait.lock.is_none() && of_ring(entry)) {
             entry.parked.abandon();
         }
     }
@@ -609,9 +246,9 @@ impl Deferred {
     /// come later; what a worker does cannot be taken back.
     pub fn interrupt(&self, unique: u64) {
         let mut state = self.state.lock();
-        let wanted = |entry: &Entry| entry.can_give_up() && entry.parked.unique() == unique;
+        let wanted = |entry: &Entry| entry.wait.can_give_up() && entry.parked.unique() == unique;
         let found = state.entries.iter().find(|(_, entry)| wanted(entry));
-        let Some((id, waits_for_lock)) = found.map(|(id, entry)| (*id, entry.lock.is_some())) else {
+        let Some((id, waits_for_lock)) = found.map(|(id, entry)| (*id, entry.wait.lock.is_some())) else {
             if state.early.len() == EARLY {
                 state.early.pop_front();
             }
@@ -657,8 +294,8 @@ impl Deferred {
     fn watch(&self) {
         let mut state = self.state.lock();
         while !state.stopped {
-            let waiting = state.entries.values().filter(|entry| entry.ready.is_none());
-            state.alarm = waiting.filter_map(|entry| entry.deadline).min();
+            let waiting = state.entries.values().filter(|entry| entry.wait.ready.is_none());
+            state.alarm = waiting.filter_map(|entry| entry.wait.deadline).min();
             match state.alarm {
                 None => self.changed.wait(&mut state),
                 Some(alarm) if alarm > Instant::now() => {
@@ -675,8 +312,9 @@ impl Deferred {
 
     fn expire(&self) {
         let now = Instant::now();
-        let expired =
-            |entry: &Entry| entry.ready.is_none() && entry.deadline.is_some_and(|deadline| deadline <= now);
+        let expired = |entry: &Entry| {
+            entry.wait.ready.is_none() && entry.wait.deadline.is_some_and(|deadline| deadline <= now)
+        };
         for (id, entry) in self.take_ids_where(expired) {
             self.metrics.expired();
             self.answer(id, entry, Answer::Errno(Errno::IO));
@@ -686,37 +324,11 @@ impl Deferred {
 
 impl CloseListener for Deferred {
     fn mount_closed(&self, id: MountId) {
-        let of_mount = |entry: &Entry| entry.mount.as_ref().is_some_and(|mount| mount.id == id);
+        let of_mount = |entry: &Entry| entry.wait.mount.as_ref().is_some_and(|mount| mount.id == id);
         self.end_lock_waits(of_mount, LockEnd::Fail(Errno::STALE));
-        for (id, mut entry) in self.take_ids_where(|entry| entry.lock.is_none() && of_mount(entry)) {
-            entry.mount = None;
+        for (id, mut entry) in self.take_ids_where(|entry| entry.wait.lock.is_none() && of_mount(entry)) {
+            entry.wait.mount = None;
             self.answer(id, entry, Answer::Errno(Errno::STALE));
-        }
-    }
-}
-
-/// Executes a read whose data has arrived. Gives the request back if something is absent again.
-fn read_again(
-    mut request: Request<'_>,
-    mount: &Mount,
-    read: ImageRead,
-    held: &HeldChunks,
-) -> Option<(Box<Parked>, Absent)> {
-    let Instance::Rafs(image) = &mount.instance else {
-        request.fail(libc::EIO);
-        return None;
-    };
-    let mut writer = request.data(read.size as usize);
-    match image.read_resident(read.inode, read.offset, read.size, held, &mut writer) {
-        Ok(ReadOutcome::Done(_)) => {
-            let written = writer.written();
-            request.reply_written(written);
-            None
-        }
-        Ok(ReadOutcome::Absent(absent)) => Some((request.park(), absent)),
-        Err(error) => {
-            request.fail(Errno::from(error).get());
-            None
         }
     }
 }
