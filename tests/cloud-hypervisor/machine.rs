@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rafsd_frontend::daemon::Daemon;
 use rafsd_frontend::http;
 use rafsd_guest::cpio::Archive;
+use rafsd_guest::guest::{COMMAND_LINE, emulator};
 use rafsd_guest::kernel::Kernel;
 use rafsd_guest::{Cache, initrd};
 
@@ -290,38 +291,11 @@ fn spawn(mut command: Command) -> Child {
 fn the_guest_takes_commands() {
     let mut machine = Machine::start_with(|directory, socket| {
         let (kernel, initrd) = guest_files(directory);
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--pdeathsig",
-            "KILL",
-            "qemu-system-x86_64",
-            "-nodefaults",
-            "-no-user-config",
-        ]);
-        command.args([
-            "-display",
-            "none",
-            "-machine",
-            "pc",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "Nehalem,-cx16",
-        ]);
-        command.args([
-            "-m",
-            "512M",
-            "-object",
-            "memory-backend-memfd,id=mem,size=512M,share=on",
-        ]);
-        command.args(["-numa", "node,memdev=mem"]);
+        let mut command = emulator(512);
         let serial = format!("file:{}", directory.join("serial").display());
         command.args(["-serial", &serial]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
-        command.args([
-            "-append",
-            "console=ttyS0 quiet rdinit=/init nokaslr mitigations=off nowatchdog",
-        ]);
+        command.args(["-append", COMMAND_LINE]);
         let chardev = format!("socket,id=fs,path={}", socket.display());
         command.args(["-chardev", &chardev]);
         command.args([

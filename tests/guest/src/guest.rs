@@ -32,6 +32,23 @@ pub const SHARED: &str = "/run/kata-containers/shared";
 /// The tag under which guests see the device.
 pub const TAG: &str = "kataShared";
 
+/// What guests' kernels are told: where to write, what to start, and to leave out what an emulator gets wrong.
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet nokaslr mitigations=off nowatchdog rdinit=/init";
+
+/// QEMU with an emulated processor, no devices, and so much memory, which other processes can map as vhost-user wants it.
+#[must_use]
+pub fn emulator(memory_mib: u32) -> Command {
+    // The guest goes when we go, however we go.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-machine", "pc", "-accel", "tcg", "-cpu", "Nehalem,-cx16"]);
+    command.args(["-m", &format!("{memory_mib}M"), "-numa", "node,memdev=mem"]);
+    let memory = format!("memory-backend-memfd,id=mem,size={memory_mib}M,share=on");
+    command.args(["-object", &memory]);
+    command
+}
+
 /// How to boot a guest.
 #[derive(Clone, Debug)]
 pub struct Boot {
@@ -109,46 +126,14 @@ impl Boot {
     }
 
     fn command(&self, sockets: &Path) -> Command {
-        // The guest goes when we go, however we go.
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--pdeathsig",
-            "KILL",
-            "qemu-system-x86_64",
-            "-nodefaults",
-            "-no-user-config",
-        ]);
-        command.args([
-            "-display",
-            "none",
-            "-machine",
-            "pc",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "Nehalem,-cx16",
-        ]);
-        command.args([
-            "-smp",
-            &self.processors.to_string(),
-            "-m",
-            &format!("{}M", self.memory_mib),
-        ]);
-        // vhost-user needs memory that another process can map.
-        command.arg("-object").arg(format!(
-            "memory-backend-memfd,id=mem,size={}M,share=on",
-            self.memory_mib
-        ));
-        command.args(["-numa", "node,memdev=mem", "-serial", "stdio"]);
+        let mut command = emulator(self.memory_mib);
+        command.args(["-smp", &self.processors.to_string(), "-serial", "stdio"]);
         command
             .arg("-kernel")
             .arg(self.kernel.image())
             .arg("-initrd")
             .arg(&self.initrd);
-        command.args([
-            "-append",
-            "console=ttyS0 quiet nokaslr mitigations=off nowatchdog rdinit=/init",
-        ]);
+        command.args(["-append", COMMAND_LINE]);
         let socket = |name: &str| format!("socket,id={name},path={}", sockets.join(name).display());
         command.args(["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"]);
         command.args(["-device", "virtio-serial-pci", "-chardev", &socket("agent")]);
