@@ -19,8 +19,8 @@ use crate::sandbox::Role;
 /// What an event of a queue's epoll instance is about.
 const WAKE: u64 = 0;
 const KICK: u64 = 1;
-/// A driver waits no longer for its signal than it takes to serve so many bytes...
-const BYTES_PER_SIGNAL: usize = 256 << 10;
+/// A driver waits no longer for its signal than it takes to serve so many bytes, about a fifth of a millisecond...
+const BYTES_PER_SIGNAL: usize = 2 << 20;
 /// ...or so many requests: at 16 in flight that leaves it a few to wake up by, at less than 0.1 signals per request.
 const REQUESTS_PER_SIGNAL: usize = 12;
 /// How often the available ring of a queue without a kick descriptor is looked at.
