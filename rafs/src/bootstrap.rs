@@ -8,8 +8,9 @@
 
 mod locate;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -45,7 +46,9 @@ pub struct Bootstrap {
 impl Bootstrap {
     /// Opens the bootstrap at `path`, or the one inside the blob at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self, Refused> {
-        let file = File::open(path)?;
+        // Not to wait for a writer if it is a FIFO.
+        let flags = libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(Refused::NotRafs("it is not a regular file"));

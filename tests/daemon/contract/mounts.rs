@@ -143,7 +143,11 @@ fn rafs_source_missing_or_not_rafs() {
     let (image, daemon) = (Image::build(), Daemon::start(&[]));
     let junk = image.blobs().join("../junk");
     std::fs::write(&junk, vec![1; 10_000]).unwrap();
-    for source in [&junk, Path::new("/no/such/bootstrap"), &image.blobs()] {
+    // Nobody will ever write to it.
+    let fifo = image.blobs().join("../fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    for source in [&junk, Path::new("/no/such/bootstrap"), &image.blobs(), &fifo] {
         let message = request(&daemon, "POST", "/m", source, &image.config()).error(500);
         assert!(message.contains("Failed to fill superBlock"), "{message}");
         assert!(message.contains(source.to_str().unwrap()), "{message}");
