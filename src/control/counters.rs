@@ -2,6 +2,7 @@
 //!
 //! A thread counts in a set of its own, made when it first counts something, so that queues do not fight for them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -26,6 +27,9 @@ const SIZES: [u64; 7] = [
 
 /// Bounds of the classes of reads by latency, microseconds: up to, and for the last class above.
 const LATENCIES: [u64; 7] = [200, 1_000, 20_000, 50_000, 500_000, 1_000_000, 2_000_000];
+
+/// Files of a mount that single counters are kept of. Guests choose what they ask for, and may ask for what there is not.
+const FILES: usize = 65_536;
 
 /// Operations, numbered as the API's arrays have them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +92,9 @@ impl Counters {
         add(mine, &numbers.hits, index, 1);
         add(mine, &numbers.errors, index, failed.into());
         add(mine, &numbers.micros, index, micros(took));
-        if let Some(files) = &self.files {
-            let mut files = files.lock();
-            let file = files.entry(inode).or_default();
+        if let Some(files) = &self.files
+            && let Some(file) = of_file(&mut files.lock(), inode, FileMetrics::default)
+        {
             file.total_fops += 1;
             bump(&mut file.fop_hits, index);
             if failed {
@@ -114,21 +118,22 @@ impl Counters {
             let class = self::class(&LATENCIES, micros(took));
             add(mine, &numbers.latencies, class, 1);
         }
-        if let Some(files) = &self.files {
-            let mut files = files.lock();
-            let file = files.entry(inode).or_default();
+        if let Some(files) = &self.files
+            && let Some(file) = of_file(&mut files.lock(), inode, FileMetrics::default)
+        {
             file.data_read += read;
             bump(&mut file.block_count_read, class);
         }
         if let Some(latest) = &self.latest {
-            latest.lock().insert(inode);
+            let mut latest = latest.lock();
+            if latest.len() < FILES {
+                latest.insert(inode);
+            }
         }
-        if let Some(pattern) = &self.pattern {
-            pattern
-                .lock()
-                .entry(inode)
-                .or_insert_with(|| first_access(inode))
-                .nr_read += 1;
+        if let Some(pattern) = &self.pattern
+            && let Some(record) = of_file(&mut pattern.lock(), inode, || first_access(inode))
+        {
+            record.nr_read += 1;
         }
     }
 
@@ -238,6 +243,16 @@ impl Counters {
 fn add(mine: Shard, counters: &[AtomicU64], index: usize, by: u64) {
     if let Some(counter) = counters.get(index).filter(|_| by > 0) {
         mine.add(counter, by);
+    }
+}
+
+/// What is kept of `inode`, as long as there is room.
+fn of_file<T>(kept: &mut BTreeMap<u64, T>, inode: u64, make: impl FnOnce() -> T) -> Option<&mut T> {
+    let full = kept.len() >= FILES;
+    match kept.entry(inode) {
+        Entry::Occupied(entry) => Some(entry.into_mut()),
+        Entry::Vacant(_) if full => None,
+        Entry::Vacant(entry) => Some(entry.insert(make())),
     }
 }
 
@@ -356,6 +371,26 @@ mod tests {
         let metrics = counters.metrics("");
         assert_eq!(metrics.read_latency_dist, [0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(counters.absent(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_asks_for_everything_costs_a_bounded_number_of_files() {
+        let counters = all();
+        for inode in 0..FILES as u64 + 1000 {
+            counters.count(Operation::Getattr, inode, true, Duration::ZERO);
+            counters.count_read(inode, 1, 1, Duration::ZERO);
+        }
+        // What is known is counted on.
+        counters.count(Operation::Getattr, 7, false, Duration::ZERO);
+        let files = counters.files().unwrap();
+        assert_eq!((files.len(), files[&7].total_fops), (FILES, 2));
+        assert_eq!(counters.pattern().unwrap().len(), FILES);
+        assert_eq!(
+            counters.take_latest().unwrap(),
+            [[0, FILES as u64 - 1]],
+            "and room again after each look"
+        );
+        assert_eq!(counters.metrics("").fop_hits[0], FILES as u64 + 1001, "all are counted");
     }
 
     #[test]
