@@ -92,6 +92,10 @@ test-monitoring: packages-build ## Check the alert rules and scrape the metrics 
 	tests/guest/packages $(PACKAGES_MONITORING)
 	$(CARGO) test --package rafsd --test daemon monitoring
 
+.PHONY: test-crowd
+test-crowd: packages-build ## Let 64 clients of the API mount, unmount, ask and be killed for five minutes
+	$(RUN_TESTS) --package rafsd --test daemon $(ONLY_IGNORED) -- sixty_four
+
 .PHONY: soak
 soak: packages-build packages-guest ## Let containers come and go in one sandbox for RAFSD_SOAK_MINUTES (10)
 	$(CARGO) test --release --package rafsd --test guest_soak -- --ignored --nocapture

@@ -390,7 +390,11 @@ mod tests {
             [[0, FILES as u64 - 1]],
             "and room again after each look"
         );
-        assert_eq!(counters.metrics("").fop_hits[0], FILES as u64 + 1001, "all are counted");
+        assert_eq!(
+            counters.metrics("").fop_hits[0],
+            FILES as u64 + 1001,
+            "all are counted"
+        );
     }
 
     #[test]
