@@ -207,7 +207,6 @@ impl Cli {
             (given.thread_pool_size.is_some(), "--thread-pool-size"),
             (given.socket_group.is_some(), "--socket-group"),
             (given.syslog, "--syslog"),
-            (given.killpriv_v2, "--killpriv-v2"),
         ]
         .into_iter()
         .filter(|(given, _)| *given)

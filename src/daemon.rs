@@ -131,6 +131,7 @@ fn serve(cli: &Cli, log: &Log, sandbox: &Sandbox, listeners: Listeners) -> Resul
         },
         locks: cli.virtiofs.virtiofsd.host_locks,
         security_labels: cli.virtiofs.virtiofsd.security_label,
+        killpriv: cli.virtiofs.virtiofsd.killpriv_v2,
         sandbox: sandbox.clone(),
         ..DeviceOptions::default()
     };

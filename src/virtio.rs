@@ -61,6 +61,8 @@ pub struct DeviceOptions {
     /// Let the guest's security module label the files that it creates. Needs extended attributes on every host
     /// tree.
     pub security_labels: bool,
+    /// Take it upon the device to clear set-user-id and set-group-id bits of files that are written.
+    pub killpriv: bool,
     /// Have guests ask the device for locks even if no host tree that wants locks is mounted when they start.
     pub locks: bool,
     /// What the device's threads put on.
@@ -73,6 +75,7 @@ impl Default for DeviceOptions {
             request_queues: 8,
             max_queue_size: 1024,
             security_labels: false,
+            killpriv: false,
             locks: false,
             sandbox: Sandbox::default(),
         }
@@ -150,7 +153,7 @@ impl Device {
         mounts.subscribe(listening);
         let server = Arc::new(Server::new(
             mounts,
-            Arc::new(Session::new(options.security_labels, options.locks)),
+            Arc::new(Session::new(&options)),
             deferred,
             metrics,
         ));

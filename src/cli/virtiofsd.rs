@@ -82,7 +82,8 @@ pub struct Virtiofsd {
     /// No effect.
     #[arg(long, global = true)]
     pub syslog: bool,
-    /// No effect.
+    /// Have the device clear set-user-id and set-group-id bits of files that are written, instead of the guest's kernel: one
+    /// request less for each write. Not for the upper layer of an overlay, whose writes keep the bits then.
     #[arg(long, global = true)]
     pub killpriv_v2: bool,
     /// Let the guest's security module label new files. Takes extended attributes on every host directory.

@@ -7,6 +7,7 @@ use fuse_backend_rs::api::filesystem::FsOptions;
 
 use super::decode::Arguments;
 use super::errno::Errno;
+use crate::virtio::DeviceOptions;
 
 /// The protocol's major version.
 const MAJOR: u32 = 7;
@@ -35,7 +36,6 @@ const WANTED: u64 = init::ASYNC_READ
     | init::CACHE_SYMLINKS
     // Each mount says which of its directories are other file systems of the host.
     | init::SUBMOUNTS
-    | init::HANDLE_KILLPRIV_V2
     | init::ABORT_ERROR
     | init::SETXATTR_EXT
     | init::INIT_EXT;
@@ -65,13 +65,21 @@ pub enum Greeting {
 }
 
 impl Session {
-    /// No session yet. With `security_labels`, new files are labelled by the guest's security module; its labels
+    /// No session yet. With `security_labels` new files are labelled by the guest's security module; its labels
     /// must then be possible on all host trees. With `locks` the device is asked for locks, whatever is mounted when
-    /// the guest starts.
-    pub fn new(security_labels: bool, locks: bool) -> Self {
-        let labels = if security_labels { init::SECURITY_CTX } else { 0 };
+    /// the guest starts. With `killpriv` the guest leaves it to the device to clear set-id bits of what is written, also
+    /// for its overlays, whose writes come without a word of who made them: so they keep the bits.
+    pub fn new(options: &DeviceOptions) -> Self {
+        let extra = [
+            (options.security_labels, init::SECURITY_CTX),
+            (options.locks, LOCKS),
+            (options.killpriv, init::HANDLE_KILLPRIV_V2),
+        ];
         Session {
-            extra: labels | if locks { LOCKS } else { 0 },
+            extra: extra
+                .iter()
+                .filter(|(asked, _)| *asked)
+                .fold(0, |all, (_, flags)| all | flags),
             ..Session::default()
         }
     }

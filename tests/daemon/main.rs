@@ -23,3 +23,4 @@ mod quota;
 mod sandbox;
 mod service;
 mod settings;
+mod trace;

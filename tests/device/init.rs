@@ -145,6 +145,7 @@ fn flags_are_agreed_to_as_documented() {
         request_queues: 1,
         locks: true,
         security_labels: true,
+        killpriv: true,
         ..DeviceOptions::default()
     });
     let guest = setup.guest();
@@ -153,5 +154,8 @@ fn flags_are_agreed_to_as_documented() {
         documented(&[ALWAYS, SINCE, ONE, STARTED])
     );
     // Labels come in an extension that is counted in the header since then.
-    assert_eq!(offer(&guest, 37, u64::MAX), documented(&[ALWAYS, ONE]));
+    assert_eq!(
+        offer(&guest, 37, u64::MAX),
+        documented(&[ALWAYS, ONE]) | init::HANDLE_KILLPRIV_V2
+    );
 }

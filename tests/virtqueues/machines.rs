@@ -217,7 +217,6 @@ fn init_is_negotiated() {
         (init::CACHE_SYMLINKS, "CACHE_SYMLINKS"),
         (init::DO_READDIRPLUS, "DO_READDIRPLUS"),
         (init::READDIRPLUS_AUTO, "READDIRPLUS_AUTO"),
-        (init::HANDLE_KILLPRIV_V2, "HANDLE_KILLPRIV_V2"),
         (init::SETXATTR_EXT, "SETXATTR_EXT"),
         (init::SUBMOUNTS, "SUBMOUNTS"),
         (init::CREATE_SUPP_GROUP, "CREATE_SUPP_GROUP"),
@@ -226,6 +225,7 @@ fn init_is_negotiated() {
         assert!(all.flags & flag != 0, "{name} is not taken: {:#x}", all.flags);
     }
     for (flag, name) in [
+        (init::HANDLE_KILLPRIV_V2, "HANDLE_KILLPRIV_V2"),
         (init::NO_OPEN_SUPPORT, "NO_OPEN_SUPPORT"),
         (init::NO_OPENDIR_SUPPORT, "NO_OPENDIR_SUPPORT"),
         (init::HAS_INODE_DAX, "HAS_INODE_DAX"),

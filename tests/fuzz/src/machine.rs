@@ -62,6 +62,7 @@ impl Machine {
             request_queues: 1,
             locks: true,
             security_labels: true,
+            killpriv: true,
             ..DeviceOptions::default()
         };
         let device = Device::start(UnixListener::bind(&socket).unwrap(), mounts, options).unwrap();
