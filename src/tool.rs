@@ -1,6 +1,7 @@
 //! The image tool: what `rafs` does, one room per subcommand.
 //!
 //! * [`build`]: a directory becomes an image.
+//! * [`cache`]: what is in a cache directory, room in it, and whether it is right.
 //! * [`ctl`]: what a running daemon says of itself.
 //! * [`check`]: whether all of an image is there and right.
 //! * [`inspect`]: what an image says of itself.
@@ -15,6 +16,7 @@
 
 mod blobs;
 pub mod build;
+pub mod cache;
 pub mod check;
 pub mod ctl;
 pub mod inspect;
@@ -49,6 +51,8 @@ enum Command {
     Unpack(unpack::Arguments),
     /// Serve images as a read-only OCI registry.
     Serve(serve::Arguments),
+    /// Look after a cache directory: list, make room, verify.
+    Cache(cache::Arguments),
     /// Ask a running daemon: mounts, requests that wait, latencies, counters.
     Ctl(ctl::Arguments),
     /// Mount an overlay as containerd asks a mount helper to (installed as nydus-overlayfs).
@@ -68,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Cache(arguments) => cache::run(&arguments),
         Command::Ctl(arguments) => ctl::run(&arguments),
         Command::MountOverlay(arguments) => overlay::run(&arguments),
         Command::Completions(arguments) => manual::completions(&arguments),

@@ -21,7 +21,7 @@
 //!
 //! Who changes a chunk's bytes, be it to fill or to free them, first turns the chunk's word in the ledger, which all processes see.
 //! Parts: `directory` (who shares it, how much is used), `ledger` and `word` (states of chunks), `residency` (what one image
-//! believes), `evict`, `chunk_map`; `mapping` and `lock` are tools. docs/cache.md tells the whole.
+//! believes), `evict`, `upkeep` (from outside), `chunk_map`; `mapping` and `lock` are tools. docs/cache.md tells the whole.
 
 mod chunk_map;
 mod directory;
@@ -30,6 +30,7 @@ mod ledger;
 mod lock;
 mod mapping;
 mod residency;
+pub mod upkeep;
 mod word;
 
 use std::fs::{self, File, OpenOptions};
@@ -283,6 +284,7 @@ impl CacheFiles {
             stamp,
             offset: chunk.uncompressed_offset,
             size: chunk.uncompressed_size,
+            crc32c: crc32c::crc32c(data),
         };
         if !filling.reserve(record.offset, record.size)? {
             return Err(io::Error::new(
@@ -302,11 +304,18 @@ impl CacheFiles {
     }
 
     /// Records that the data file's bytes of a chunk were read back and found to be good.
-    pub(crate) fn confirm(&self, filling: Filling, chunk: &Chunk, stamp: [u8; 32]) -> Option<u32> {
+    pub(crate) fn confirm(
+        &self,
+        filling: Filling,
+        chunk: &Chunk,
+        data: &[u8],
+        stamp: [u8; 32],
+    ) -> Option<u32> {
         let record = Record {
             stamp,
             offset: chunk.uncompressed_offset,
             size: chunk.uncompressed_size,
+            crc32c: crc32c::crc32c(data),
         };
         filling.record(&record).ok()?;
         self.finish(filling, chunk.index)

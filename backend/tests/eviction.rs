@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use rafsd_backend::chunk::Compression;
 use rafsd_backend::chunk::Digester;
 use rafsd_backend::store::*;
+use rafsd_backend::upkeep;
 use support::*;
 
 struct Site {
@@ -391,4 +392,70 @@ fn a_directory_that_can_not_be_written_serves_what_it_has() {
         read_chunk(&blob, &t.blob, index);
     }
     assert_eq!(blob.resident(), 3);
+}
+
+#[test]
+fn a_directory_in_use_is_listed_and_made_smaller_from_outside() {
+    let t = site(16, 256 << 10);
+    let (store, blob) = t.open(&t.cache(0));
+    fetch(&blob, &(0..12).collect::<Vec<_>>()).unwrap();
+    let [listed] = &upkeep::list(t.dir.path()).unwrap()[..] else {
+        panic!("one blob")
+    };
+    assert_eq!(
+        (&listed.name, listed.size),
+        (&t.blob.id, blob.description().uncompressed_size)
+    );
+    let chunks = listed.chunks.unwrap();
+    assert_eq!((chunks.total, chunks.present, chunks.doubtful), (16, 12, 0));
+    assert!(chunks.idle.unwrap() < Duration::from_secs(60) && !listed.pinned);
+    let before = usage(t.dir.path());
+    let collected = upkeep::collect(t.dir.path(), Some(1 << 20)).unwrap();
+    assert!(usage(t.dir.path()) <= 1 << 20 && collected.used <= 1 << 20, "{collected:?}");
+    assert!(
+        collected.chunks > 0 && collected.bytes > 0 && before > 1 << 20,
+        "{collected:?}"
+    );
+    for index in 0..12 {
+        read_chunk(&blob, &t.blob, index);
+    }
+    // As long as somebody has its files open they stay.
+    upkeep::collect(t.dir.path(), Some(0)).unwrap();
+    assert_eq!(upkeep::list(t.dir.path()).unwrap().len(), 1);
+    drop((blob, store));
+    let begin = Instant::now();
+    // The threads of the store let go of the directory a little later.
+    while upkeep::collect(t.dir.path(), Some(0)).unwrap().removed != [t.blob.id.clone()] {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(upkeep::list(t.dir.path()).unwrap().is_empty());
+    assert!(
+        upkeep::list(tempfile::tempdir().unwrap().path()).is_err(),
+        "no cache"
+    );
+}
+
+#[test]
+fn damage_is_found_from_outside_and_fetched_again() {
+    let t = site(8, 256 << 10);
+    let (_store, blob) = t.open(&t.cache(0));
+    fetch(&blob, &[0, 1, 2, 3]).unwrap();
+    let good = upkeep::verify(t.dir.path(), false).unwrap();
+    assert_eq!((good.good, good.unknown, good.damaged.len()), (4, 0, 0));
+    let path = t.dir.path().join(format!("{}.blob.data", t.blob.id));
+    let data = std::fs::File::options().write(true).open(path).unwrap();
+    let place = t.blob.chunks[2].uncompressed_offset + 1000;
+    std::os::unix::fs::FileExt::write_all_at(&data, b"damage", place).unwrap();
+    let found = upkeep::verify(t.dir.path(), false).unwrap();
+    assert_eq!(
+        (found.good, &found.damaged, found.dropped),
+        (3, &vec![(t.blob.id.clone(), 2)], 0)
+    );
+    assert!(blob.is_resident(2), "only looked at");
+    assert_eq!(upkeep::verify(t.dir.path(), true).unwrap().dropped, 1);
+    assert!(!blob.is_resident(2) && blob.is_resident(3));
+    // Compares with what it should be.
+    read_chunk(&blob, &t.blob, 2);
+    assert_eq!(upkeep::verify(t.dir.path(), true).unwrap().good, 4);
 }

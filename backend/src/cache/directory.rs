@@ -113,6 +113,11 @@ impl Directory {
         flock(&file, FlockOperation::NonBlockingLockShared).is_err()
     }
 
+    /// Whether no other process uses the directory.
+    pub(super) fn is_alone(&self) -> bool {
+        (0..OWNERS).all(|owner| owner == self.owner || !self.alive(owner))
+    }
+
     fn used(&self) -> Option<&AtomicU64> {
         self.usage.word(8)
     }
@@ -132,7 +137,7 @@ impl Directory {
     }
 
     /// Counts what is on the disk, and what this process is about to put there.
-    fn measure(&self) -> u64 {
+    pub(super) fn measure(&self) -> u64 {
         let usage = disk_usage(&self.path) + self.reserved.load(Ordering::Acquire);
         if let Some(used) = self.used() {
             used.store(usage, Ordering::Release);

@@ -18,9 +18,9 @@ use super::word::{State, Tick, Word};
 use super::{map_path, stamps_path};
 
 /// The files of a blob, as far as eviction needs them.
-struct Victim {
-    data: File,
-    ledger: Arc<Ledger>,
+pub(super) struct Victim {
+    pub(super) data: File,
+    pub(super) ledger: Arc<Ledger>,
     map: Option<ChunkMap>,
 }
 
@@ -83,12 +83,16 @@ impl Victim {
         // Changes nothing, and tells whether holes can be made at all.
         punch(&data, data.metadata().ok()?.len().next_multiple_of(4096), 4096).ok()?;
         let ledger = Ledger::open_existing(&stamps_path(path), &data, None, true, owner)?;
-        let map = ChunkMap::open_existing(&map_path(path), ledger.chunks());
-        Some(Self {
+        Some(Self::new(data, ledger, path))
+    }
+
+    /// The blob whose data file `data` is at `path`.
+    pub(super) fn new(data: File, ledger: Ledger, path: &Path) -> Self {
+        Self {
             data,
+            map: ChunkMap::open_existing(&map_path(path), ledger.chunks()),
             ledger: Arc::new(ledger),
-            map,
-        })
+        }
     }
 
     fn candidates(&self, number: usize) -> impl Iterator<Item = Candidate> {
@@ -108,7 +112,7 @@ impl Victim {
     }
 
     /// Frees chunk `index` if it still is what `word` says; tells how many bytes of the disk that gave, `None` if the chunk stays.
-    fn free(&self, index: u32, word: Word) -> Option<u64> {
+    pub(super) fn free(&self, index: u32, word: Word) -> Option<u64> {
         let record = self.ledger.record(index);
         let end = record.offset.checked_add(record.size.into());
         let within = self

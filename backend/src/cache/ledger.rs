@@ -7,7 +7,7 @@
 //! | 136 | word: state of the chunk index |
 //! | 1024 | a bit per 1024 chunks: whether any of them was ever turned |
 //! | 4096 | a [`Word`] per chunk |
-//! | the next multiple of 4096 | a record per chunk: 32 bytes stamp, 8 offset and 4 size in the data file, 4 unused |
+//! | the next multiple of 4096 | a record per chunk: 32 bytes stamp, 8 offset and 4 size in the data file, 4 CRC-32C of the data (0: not known) |
 //!
 //! All numbers are little-endian. The words are mapped by every process and only ever changed by compare-and-swap. A record is written
 //! by who has turned its chunk's word into `Filling`, and counts for the version that follows.
@@ -53,6 +53,8 @@ pub(crate) struct Record {
     pub(crate) stamp: [u8; 32],
     pub(crate) offset: u64,
     pub(crate) size: u32,
+    /// CRC-32C of the data, for those who know no image; 0 if it is not known.
+    pub(crate) crc32c: u32,
 }
 
 /// See the module.
@@ -436,8 +438,11 @@ impl Filling {
     /// Reserves the chunk's place in the data file, before its bytes are changed or believed. `false` if another chunk has it: images
     /// describe the blob in ways that contradict each other.
     pub(super) fn reserve(&self, offset: u64, size: u32) -> io::Result<bool> {
-        let stamp = [0; 32];
-        self.record(&Record { stamp, offset, size })?;
+        self.record(&Record {
+            offset,
+            size,
+            ..Record::default()
+        })?;
         if self.ledger.place_is_free(self.index, offset, size) {
             return Ok(true);
         }
@@ -507,6 +512,7 @@ fn encode(record: &Record) -> [u8; RECORD as usize] {
         &record.stamp[..],
         &record.offset.to_le_bytes(),
         &record.size.to_le_bytes(),
+        &record.crc32c.to_le_bytes(),
     ];
     for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
         *to = *from;
@@ -520,7 +526,10 @@ fn decode(bytes: &[u8; RECORD as usize]) -> Record {
     record.stamp.copy_from_slice(stamp);
     if let Some((offset, rest)) = rest.split_first_chunk() {
         record.offset = u64::from_le_bytes(*offset);
-        record.size = rest.first_chunk().map_or(0, |size| u32::from_le_bytes(*size));
+        if let Some((size, rest)) = rest.split_first_chunk() {
+            record.size = u32::from_le_bytes(*size);
+            record.crc32c = rest.first_chunk().map_or(0, |crc| u32::from_le_bytes(*crc));
+        }
     }
     record
 }

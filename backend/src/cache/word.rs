@@ -57,6 +57,11 @@ impl Tick {
         Self(ticks as u32 & mask(TIME_BITS))
     }
 
+    /// So many ticks.
+    pub(crate) fn duration(ticks: u32) -> Duration {
+        Duration::from_secs(ticks.into()) / TICKS
+    }
+
     pub(crate) fn after(self, time: Duration) -> Self {
         let ticks = (time.as_millis() as u32 * TICKS).div_ceil(1000);
         Self(self.0.wrapping_add(ticks) & mask(TIME_BITS))

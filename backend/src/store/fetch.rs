@@ -187,7 +187,7 @@ impl Blob {
             && let Some(Acquired::Mine(filling)) = files.acquire(chunk.index)
             && let Ok(data) = files.read(&filling, chunk)
             && codec::verify(&self.description, chunk, &data).is_ok()
-            && let Some(version) = files.confirm(filling, chunk, claim.key.1)
+            && let Some(version) = files.confirm(filling, chunk, &data, claim.key.1)
         {
             self.shared.counters.recalled.fetch_add(1, Ordering::Relaxed);
             claim.resident(version);
