@@ -9,11 +9,13 @@
 //!
 //! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `flight` and
 //! `waiter` (what is on its way, and for whom), `share` (one fetch per chunk among processes), `request` (reads a range), `plan` (which
-//! ranges to ask for), `budget` (who may ask now), `strain` (whether it should), `pool` (the decode threads), `status` (what people ask).
+//! ranges to ask for), `ahead` (how much around them), `gather` (one request for several readers), `budget` (who may ask now), `strain` (whether it should), `pool` (the decode threads), `status` (what people ask).
 
+mod ahead;
 mod budget;
 mod fetch;
 mod flight;
+mod gather;
 mod index;
 mod origin;
 mod plan;
@@ -57,6 +59,7 @@ use crate::source::s3::S3;
 use budget::Budget;
 use fetch::Plan;
 use flight::Shared;
+use gather::Gather;
 use index::IndexState;
 use origin::Origin;
 use pool::Pool;
@@ -204,6 +207,7 @@ impl Store {
             residency: Residency::new(shared.files.ledger().cloned()),
             index: Mutex::new(IndexState::Unknown),
             amplify: cache.amplify,
+            gather: Gather::default(),
             description,
             shared,
         });
@@ -281,6 +285,7 @@ pub struct Blob {
     residency: Residency,
     index: Mutex<IndexState>,
     amplify: u32,
+    gather: Gather,
     shared: Arc<Shared>,
 }
 
@@ -331,6 +336,7 @@ impl Blob {
     /// by `deadline` at the latest. Dropping interest costs other waiters nothing.
     pub fn fetch(self: &Arc<Self>, chunks: &[u32], priority: Priority, deadline: Instant, done: Completion) {
         let ledger = self.shared.files.ledger();
+        let done = self.shared.origin.counted(priority, done);
         let waiter = Waiter::new(&self.description.id, chunks.len(), ledger, done);
         waiter.limit(self.shared.engine.runtime().handle(), deadline);
         self.plan(Plan {

@@ -80,7 +80,7 @@ impl Blob {
         if plan.extend {
             self.extend(&mut units, &ticket);
         }
-        self.submit(units, &ticket);
+        self.submit_with_others(units, &ticket);
     }
 
     /// Describes chunk `index`, and checks the description.
@@ -234,7 +234,7 @@ impl Blob {
         found
     }
 
-    /// Read amplification: adds absent neighbours, first a few before each unit, then what fits behind it.
+    /// Read amplification: adds absent neighbours, first a few before each unit, then what fits behind it. How many, `ahead` says.
     fn extend(self: &Arc<Self>, units: &mut Vec<Unit>, ticket: &Arc<Ticket>) {
         let amplify = u64::from(self.amplify);
         if amplify == 0 || self.shared.uncached.load(Ordering::Relaxed) {
@@ -257,10 +257,13 @@ impl Blob {
                 .map(|(chunk, _)| chunk.index)
                 .max();
             if let (Some(first), Some(last)) = (first, last) {
+                let waiting = self.shared.origin.waiting();
+                let window = self.shared.ahead.window(range.start, amplify, waiting);
                 let before = (0..first).rev();
                 let behind = last.saturating_add(1)..self.description.chunk_count;
-                self.extend_one(&mut members, &mut range, before, amplify / 4, ticket);
-                self.extend_one(&mut members, &mut range, behind, amplify, ticket);
+                self.extend_one(&mut members, &mut range, before, window / 4, ticket);
+                self.extend_one(&mut members, &mut range, behind, window, ticket);
+                self.shared.ahead.fetched(&range, window);
             }
             units.append(&mut members);
         }
@@ -300,7 +303,11 @@ impl Blob {
 
     /// Sends units on their way, as few requests as they allow.
     pub(super) fn submit(self: &Arc<Self>, units: Vec<Unit>, ticket: &Arc<Ticket>) {
-        for assembly in self.assemble(units, ticket.priority()) {
+        self.send(self.assemble(units, ticket.priority()), ticket);
+    }
+
+    pub(super) fn send(self: &Arc<Self>, assemblies: Vec<Assembly>, ticket: &Arc<Ticket>) {
+        for assembly in assemblies {
             let task = request(Arc::clone(self), assembly, Arc::clone(ticket));
             self.engine().runtime().spawn(task);
         }
@@ -314,11 +321,17 @@ impl Blob {
             Priority::Hinted => self.shared.origin.source.ranges_per_request(),
             Priority::Demand | Priority::Background => 1,
         };
+        self.assemble_lists(units, most, limit)
+    }
+
+    /// Makes requests of units: of neighbours one each, and one of up to `most` such ranges that have `list_limit` bytes together.
+    pub(super) fn assemble_lists(&self, units: Vec<Unit>, most: usize, list_limit: u64) -> Vec<Assembly> {
+        let limit = u64::from(self.amplify).max(MAX_REQUEST);
         let mut requests: Vec<(u64, Vec<Group<Unit>>)> = Vec::new();
         for group in merge(units, limit) {
             let size = group.range.end - group.range.start;
             match requests.last_mut() {
-                Some((sum, groups)) if groups.len() < most && *sum + size <= limit => {
+                Some((sum, groups)) if groups.len() < most && *sum + size <= list_limit => {
                     *sum += size;
                     groups.push(group);
                 }

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
+use super::ahead::Ahead;
 use super::budget::Ticket;
 use super::origin::Origin;
 use super::plan::Stored;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(super) size: (u64, u32),
     pub(super) flights: Mutex<HashMap<FlightKey, Flight>>,
     pub(super) recent: Mutex<VecDeque<(FlightKey, Arc<[u8]>)>>,
+    pub(super) ahead: Ahead,
     /// The last chunk could not be written: fetch no more than what is asked for.
     pub(super) uncached: AtomicBool,
 }
@@ -59,6 +61,7 @@ impl Shared {
             size: (blob.uncompressed_size, blob.chunk_count),
             flights: Mutex::default(),
             recent: Mutex::default(),
+            ahead: Ahead::default(),
             uncached: AtomicBool::new(false),
         }
     }

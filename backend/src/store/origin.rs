@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Priority;
+use super::{Completion, Priority};
 use super::budget::LaneId;
 use super::strain::Strain;
 use crate::error::{SourceError, SourceErrorKind};
@@ -23,6 +24,8 @@ pub(crate) struct Origin {
     /// The source asked to be left alone until then.
     hold: Mutex<Option<Instant>>,
     strain: Mutex<Strain>,
+    /// Fetches that somebody waits for.
+    waiting: AtomicUsize,
 }
 
 impl Origin {
@@ -33,6 +36,7 @@ impl Origin {
             counters: SourceCounters::default(),
             hold: Mutex::new(None),
             strain: Mutex::default(),
+            waiting: AtomicUsize::new(0),
         })
     }
 
@@ -76,6 +80,29 @@ impl Origin {
             *self.hold.lock() = Some(Instant::now() + pause.min(LONGEST_ASKED));
         }
         outcome
+    }
+
+    /// `done`, which ends a wait that is counted from now on, if this is one.
+    pub(super) fn counted(self: &Arc<Self>, priority: Priority, done: Completion) -> Completion {
+        if priority != Priority::Demand {
+            return done;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let origin = Arc::clone(self);
+        Box::new(move |outcome| {
+            origin.waiting.fetch_sub(1, Ordering::Relaxed);
+            done(outcome);
+        })
+    }
+
+    /// Fetches that somebody waits for now.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How long it usually takes until an answer begins; nothing if that is not known.
+    pub(super) fn usual_answer(&self) -> Duration {
+        self.strain.lock().usual()
     }
 
     /// Whether what nobody waits for should leave the source alone: it fails, asked for a pause, has a way that is left out, or

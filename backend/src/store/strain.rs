@@ -33,6 +33,11 @@ impl Strain {
         self.usual += (took - self.usual) * USUAL;
     }
 
+    /// The usual time until an answer begins; nothing if there was none yet.
+    pub(super) fn usual(&self) -> Duration {
+        Duration::try_from_secs_f64(self.usual).unwrap_or_default()
+    }
+
     /// A request has ended.
     pub(super) fn ended(&mut self, failed: bool, now: Instant) {
         self.failed = failed.then_some(now);
