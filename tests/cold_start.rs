@@ -11,6 +11,8 @@
 
 use std::collections::VecDeque;
 use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +25,8 @@ use rafs::fs::{Options, RafsFs};
 use rafs::trace::Trace;
 use rafsd::tool::serve::{Options as ServeOptions, Server};
 use rafsd_frontend::daemon::{Builder, Daemon};
+use rafsd_frontend::image::remote;
+use rafsd_frontend::registry::Registry;
 use rafsd_frontend::{Guest, ops};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -358,4 +362,67 @@ fn a_daemon_replays_the_trace_that_another_recorded() {
         config["trace"] = json!(trace);
         assert!(site.start_by_daemon(&config).0 > 8);
     }
+}
+
+/// Images of the restart without a network.
+const IMAGES: usize = 50;
+
+/// Some files of image `number`; some are in other images, too.
+fn small_tree(number: usize) -> Vec<(String, Vec<u8>)> {
+    let own = (0..4).map(|file| (format!("own-{file}"), content(10_000 + number * 10 + file)));
+    let common = (0..4).map(|file| (format!("common-{file}"), content(9000 + number / 10 * 10 + file)));
+    own.chain(common).collect()
+}
+
+#[test]
+fn fifty_cached_images_restart_without_a_network() {
+    let dir = TempDir::new().unwrap();
+    let blobs = dir.path().join("blobs");
+    fs::create_dir(&blobs).unwrap();
+    for number in 0..IMAGES {
+        let (tree, output) = (dir.path().join("tree"), dir.path().join(number.to_string()));
+        fs::create_dir(&tree).unwrap();
+        for (name, data) in small_tree(number) {
+            fs::write(tree.join(name), data).unwrap();
+        }
+        build_directory(&tree, &output, &BuildOptions::default(), &()).unwrap();
+        fs::remove_dir_all(&tree).unwrap();
+        for blob in fs::read_dir(output.join("blobs")).unwrap().flatten() {
+            fs::rename(blob.path(), blobs.join(blob.file_name())).unwrap();
+        }
+    }
+    let registry = Registry::start(&blobs).unwrap();
+    let config = remote(&registry, &dir.path().join("cache"), 20, 0);
+    let serve = || {
+        let daemon = Builder::new(env!("CARGO_BIN_EXE_rafsd")).unwrap().start().unwrap();
+        let guest = daemon.guest(rafsd_frontend::Options::default()).unwrap();
+        for number in 0..IMAGES {
+            let bootstrap = dir.path().join(number.to_string()).join("bootstrap");
+            let mountpoint = format!("/image-{number}");
+            daemon.mount_rafs(&mountpoint, &bootstrap, &config).unwrap();
+        }
+        for number in 0..IMAGES {
+            for (name, data) in small_tree(number) {
+                let path = format!("/image-{number}/{name}");
+                assert!(guest.read_file(&path).unwrap() == data, "{path}");
+            }
+        }
+    };
+    serve();
+    assert!(registry.requests() > 0);
+    // The registry is gone. Who asks for it all the same is noticed.
+    let address = registry.address;
+    drop(registry);
+    let trap = loop {
+        // Its thread lets go of the port a little later.
+        match TcpListener::bind(address) {
+            Ok(trap) => break trap,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    trap.set_nonblocking(true).unwrap();
+    serve();
+    let asked = trap.accept().map_err(|error| error.kind());
+    assert_eq!(asked.map(drop), Err(ErrorKind::WouldBlock), "a connection was made");
 }

@@ -41,6 +41,11 @@ enum Fault {
 
 use Fault::*;
 
+/// From healing until somebody finds out, at most: the longest pause between attempts and the time-out of one that was under way.
+const PROBE: Duration = Duration::from_secs(2 + 2);
+/// What a busy machine may take on top.
+const SLACK: Duration = Duration::from_secs(6);
+
 const FAULTS: [Fault; 13] = [
     Latency,
     UnauthorizedStorm,
@@ -304,6 +309,22 @@ impl Cell {
             }
         }
         outcome.recovery = healed.elapsed();
+        let requests = self.server.requests();
+        let probe = requests
+            .iter()
+            .find(|request| request.at >= healed)
+            .map(|request| request.at.duration_since(healed));
+        assert!(
+            probe.is_none_or(|probe| probe < PROBE + SLACK),
+            "{:?}: asked again {probe:?} after it healed",
+            self.registry.fault
+        );
+        assert!(
+            outcome.recovery < PROBE + SLACK,
+            "{:?}: healed after {:?}",
+            self.registry.fault,
+            outcome.recovery
+        );
         self.read(&blobs, 0..24, Duration::from_secs(60), &mut outcome);
         outcome.tokens = self.registry.tokens.load(Ordering::SeqCst);
         // One a second at most, whatever the registry says, and one to begin with.

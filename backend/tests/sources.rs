@@ -13,6 +13,7 @@ mod support;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -30,11 +31,105 @@ struct Site {
     _server: Box<dyn std::any::Any>,
 }
 
+/// What goes wrong with a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    /// The blob is not there.
+    Gone,
+    /// It ends too early.
+    Short,
+    /// Its bytes are others.
+    Corrupt,
+    /// The server has an error, and a disk none of this.
+    Error,
+    /// The connection breaks off.
+    Reset,
+}
+
+/// Makes things go wrong with the source that a test has made.
+#[derive(Clone, Default)]
+struct Mischief {
+    wrong: Arc<Mutex<Option<Wrong>>>,
+    /// Of local sources.
+    file: Arc<Mutex<Option<LocalFile>>>,
+}
+
+/// A file and what it should be.
+type LocalFile = (PathBuf, Vec<u8>);
+
+impl Mischief {
+    fn set(&self, wrong: Option<Wrong>) {
+        *self.wrong.lock().unwrap() = wrong;
+        if let Some((path, good)) = &*self.file.lock().unwrap() {
+            let content = match wrong {
+                Some(Wrong::Gone) => Vec::new(),
+                Some(Wrong::Short) => good[..good.len() / 8].to_vec(),
+                Some(Wrong::Corrupt) => good.iter().map(|byte| byte ^ 1).collect(),
+                Some(Wrong::Error | Wrong::Reset) | None => good.clone(),
+            };
+            // In place: it may be open.
+            std::fs::write(path, content).unwrap();
+        }
+    }
+
+    /// Writes the file of a local source.
+    fn write(&self, path: &Path, content: &[u8]) {
+        std::fs::write(path, content).unwrap();
+        *self.file.lock().unwrap() = Some((path.to_owned(), content.to_vec()));
+    }
+
+    /// `reply` as it is sent while something is wrong.
+    fn spoil(&self, reply: Reply) -> Reply {
+        match *self.wrong.lock().unwrap() {
+            Some(Wrong::Gone) => Reply::status(404),
+            Some(Wrong::Error) => Reply::status(503),
+            Some(Wrong::Short) => Reply {
+                cut: Some(reply.body.len() / 8),
+                ..reply
+            },
+            Some(Wrong::Corrupt) => Reply {
+                body: reply.body.iter().map(|byte| byte ^ 1).collect(),
+                ..reply
+            },
+            Some(Wrong::Reset) => Reply { reset: true, ..reply },
+            None => reply,
+        }
+    }
+}
+
+/// Whatever goes wrong: no wrong bytes, an answer with a reason, and everything as before once it is over.
+fn endures(open: impl Fn(&TestBlob, &str, u32) -> Arc<Blob>, blob: &TestBlob, mischief: &Mischief) {
+    let opened = open(blob, "endures", 0);
+    let wrongs = [
+        Wrong::Gone,
+        Wrong::Short,
+        Wrong::Corrupt,
+        Wrong::Error,
+        Wrong::Reset,
+    ];
+    for (index, wrong) in (20..).zip(wrongs) {
+        mischief.set(Some(wrong));
+        let outcome = start(&opened, &[index], Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(100));
+        mischief.set(None);
+        if let Err(error) = outcome.recv_timeout(Duration::from_secs(30)).expect("an answer") {
+            assert!(!error.reason.is_empty());
+        }
+        fetch(&opened, &[index]).unwrap();
+        let index = index as usize;
+        assert!(
+            read(&opened, &blob.chunks[index]) == blob.plain[index],
+            "{wrong:?}"
+        );
+    }
+}
+
 /// What every source promises.
-fn conforms(make: impl Fn(&Path, &TestBlob) -> Site) {
+fn conforms(make: impl Fn(&Path, &TestBlob, &Mischief) -> Site) {
     let blob = TestBlob::new(30, 90_000);
     let dir = tempfile::tempdir().unwrap();
-    let site = make(dir.path(), &blob);
+    let mischief = Mischief::default();
+    let site = make(dir.path(), &blob, &mischief);
     let store = Store::new(StoreOptions::default()).unwrap();
     let open = |blob: &TestBlob, name: &str, amplify| {
         let cache = CacheConfig {
@@ -87,6 +182,7 @@ fn conforms(make: impl Fn(&Path, &TestBlob) -> Site) {
     missing.id = "f".repeat(64);
     let error = fetch(&open(&missing, "missing", 0), &[0]).unwrap_err();
     assert!(error.reason.contains("not found"), "{error}");
+    endures(open, &blob, &mischief);
 }
 
 fn http() -> HttpConfig {
@@ -97,11 +193,15 @@ fn http() -> HttpConfig {
 }
 
 /// Serves `blob` at a path.
-fn serve(blob: &TestBlob, path: String) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
-    let data = blob.stored.clone();
+fn serve(
+    blob: &TestBlob,
+    path: String,
+    mischief: &Mischief,
+) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
+    let (data, mischief) = (blob.stored.clone(), mischief.clone());
     move |request| {
         if request.target == path {
-            Reply::blob(request, &data)
+            mischief.spoil(Reply::blob(request, &data))
         } else {
             Reply::status(404)
         }
@@ -110,10 +210,10 @@ fn serve(blob: &TestBlob, path: String) -> impl Fn(&Request) -> Reply + Send + S
 
 #[test]
 fn directory() {
-    conforms(|dir, blob| {
+    conforms(|dir, blob, mischief| {
         let blobs = dir.join("blobs");
         std::fs::create_dir(&blobs).unwrap();
-        std::fs::write(blobs.join(&blob.id), &blob.stored).unwrap();
+        mischief.write(&blobs.join(&blob.id), &blob.stored);
         let config = DirConfig {
             dir: Some(blobs),
             ..DirConfig::default()
@@ -127,10 +227,10 @@ fn directory() {
 
 #[test]
 fn one_of_several_directories() {
-    conforms(|dir, blob| {
+    conforms(|dir, blob, mischief| {
         let blobs = dir.join("blobs");
         std::fs::create_dir(&blobs).unwrap();
-        std::fs::write(blobs.join(&blob.id), &blob.stored).unwrap();
+        mischief.write(&blobs.join(&blob.id), &blob.stored);
         let config = DirConfig {
             dir: Some(dir.join("none")),
             alt_dirs: vec![dir.join("no"), blobs],
@@ -145,8 +245,8 @@ fn one_of_several_directories() {
 
 #[test]
 fn registry() {
-    conforms(|_, blob| {
-        let server = Server::start(serve(blob, format!("/v2/team/app/blobs/sha256:{}", blob.id)));
+    conforms(|_, blob, mischief| {
+        let server = Server::start(serve(blob, format!("/v2/team/app/blobs/sha256:{}", blob.id), mischief));
         let config = RegistryConfig {
             host: server.host(),
             repo: "team/app".into(),
@@ -163,8 +263,8 @@ fn registry() {
 
 #[test]
 fn http_proxy_over_tcp() {
-    conforms(|_, blob| {
-        let server = Server::start(serve(blob, format!("/some/blobs/{}", blob.id)));
+    conforms(|_, blob, mischief| {
+        let server = Server::start(serve(blob, format!("/some/blobs/{}", blob.id), mischief));
         let addr = format!("http://{}", server.host());
         let config = HttpProxyConfig {
             addr,
@@ -180,9 +280,9 @@ fn http_proxy_over_tcp() {
 
 #[test]
 fn http_proxy_over_a_unix_socket() {
-    conforms(|dir, blob| {
+    conforms(|dir, blob, mischief| {
         let socket = dir.join("proxy.sock");
-        let server = Server::start_unix(&socket, serve(blob, format!("/blobs/{}", blob.id)));
+        let server = Server::start_unix(&socket, serve(blob, format!("/blobs/{}", blob.id), mischief));
         let config = HttpProxyConfig {
             addr: socket.display().to_string(),
             path: "blobs".into(),
@@ -270,8 +370,8 @@ fn s3(server: &Server, secret: Option<&str>) -> SourceConfig {
 
 #[test]
 fn s3_with_a_key() {
-    conforms(|_, blob| {
-        let serve = serve(blob, format!("/images/nydus/{}", blob.id));
+    conforms(|_, blob, mischief| {
+        let serve = serve(blob, format!("/images/nydus/{}", blob.id), mischief);
         let server = Server::start(move |request| {
             if s3_accepts(request, "SECRET") {
                 serve(request)
@@ -288,8 +388,8 @@ fn s3_with_a_key() {
 
 #[test]
 fn s3_without_a_key() {
-    conforms(|_, blob| {
-        let serve = serve(blob, format!("/images/nydus/{}", blob.id));
+    conforms(|_, blob, mischief| {
+        let serve = serve(blob, format!("/images/nydus/{}", blob.id), mischief);
         let server = Server::start(move |request| {
             assert_eq!(request.header("authorization"), None);
             serve(request)
@@ -328,8 +428,8 @@ fn s3_with_a_wrong_key_is_denied() {
 
 #[test]
 fn oss_with_a_key() {
-    conforms(|_, blob| {
-        let (name, serve) = (blob.id.clone(), serve(blob, format!("/images/nydus/{}", blob.id)));
+    conforms(|_, blob, mischief| {
+        let (name, serve) = (blob.id.clone(), serve(blob, format!("/images/nydus/{}", blob.id), mischief));
         let server = Server::start(move |request| {
             let date = request.header("date").unwrap_or_default();
             let text = format!("GET\n\n\n{date}\n{}", request.target);
@@ -402,12 +502,12 @@ fn guid(digits: &str) -> [u8; 16] {
 #[test]
 fn disk_with_partitions() {
     for basic in [false, true] {
-        conforms(|dir, blob| {
+        conforms(|dir, blob, mischief| {
             let path = dir.join("disk.img");
             let (name, rest) = blob.id.split_at(32);
             let other = ("other", [7; 16], false, &[1u8; 5000][..]);
             // A partition is a whole number of sectors: cut the blob's last one off to know its end.
-            std::fs::write(&path, gpt(&[other, (name, guid(rest), basic, &blob.stored)])).unwrap();
+            mischief.write(&path, &gpt(&[other, (name, guid(rest), basic, &blob.stored)]));
             let config = LocalDiskConfig {
                 device: path,
                 disable_gpt: false,
@@ -524,7 +624,7 @@ fn the_docker_registry_with_tls_and_basic_authentication() {
     let (Some(registry), Some(htpasswd)) = (tool("docker-registry", name), tool("htpasswd", name)) else {
         return;
     };
-    conforms(|dir, blob| {
+    conforms(|dir, blob, _| {
         let root = dir.join("registry");
         let (first, repo) = (&blob.id[..2], "team/app");
         let data = root.join(format!("docker/registry/v2/blobs/sha256/{first}/{}", blob.id));
@@ -584,7 +684,7 @@ fn s3s_fs() {
     let Some(server) = tool("s3s-fs", "s3s_fs") else {
         return;
     };
-    conforms(|dir, blob| {
+    conforms(|dir, blob, _| {
         let root = dir.join("s3");
         std::fs::create_dir_all(root.join("images/nydus")).unwrap();
         std::fs::write(root.join("images/nydus").join(&blob.id), &blob.stored).unwrap();
