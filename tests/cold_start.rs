@@ -394,7 +394,10 @@ fn fifty_cached_images_restart_without_a_network() {
     let registry = Registry::start(&blobs).unwrap();
     let config = remote(&registry, &dir.path().join("cache"), 20, 0);
     let serve = || {
-        let daemon = Builder::new(env!("CARGO_BIN_EXE_rafsd")).unwrap().start().unwrap();
+        let daemon = Builder::new(env!("CARGO_BIN_EXE_rafsd"))
+            .unwrap()
+            .start()
+            .unwrap();
         let guest = daemon.guest(rafsd_frontend::Options::default()).unwrap();
         for number in 0..IMAGES {
             let bootstrap = dir.path().join(number.to_string()).join("bootstrap");
@@ -424,5 +427,9 @@ fn fifty_cached_images_restart_without_a_network() {
     trap.set_nonblocking(true).unwrap();
     serve();
     let asked = trap.accept().map_err(|error| error.kind());
-    assert_eq!(asked.map(drop), Err(ErrorKind::WouldBlock), "a connection was made");
+    assert_eq!(
+        asked.map(drop),
+        Err(ErrorKind::WouldBlock),
+        "a connection was made"
+    );
 }

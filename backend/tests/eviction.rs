@@ -411,7 +411,10 @@ fn a_directory_in_use_is_listed_and_made_smaller_from_outside() {
     assert!(chunks.idle.unwrap() < Duration::from_secs(60) && !listed.pinned);
     let before = usage(t.dir.path());
     let collected = upkeep::collect(t.dir.path(), Some(1 << 20)).unwrap();
-    assert!(usage(t.dir.path()) <= 1 << 20 && collected.used <= 1 << 20, "{collected:?}");
+    assert!(
+        usage(t.dir.path()) <= 1 << 20 && collected.used <= 1 << 20,
+        "{collected:?}"
+    );
     assert!(
         collected.chunks > 0 && collected.bytes > 0 && before > 1 << 20,
         "{collected:?}"

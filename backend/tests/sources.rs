@@ -246,7 +246,11 @@ fn one_of_several_directories() {
 #[test]
 fn registry() {
     conforms(|_, blob, mischief| {
-        let server = Server::start(serve(blob, format!("/v2/team/app/blobs/sha256:{}", blob.id), mischief));
+        let server = Server::start(serve(
+            blob,
+            format!("/v2/team/app/blobs/sha256:{}", blob.id),
+            mischief,
+        ));
         let config = RegistryConfig {
             host: server.host(),
             repo: "team/app".into(),
@@ -429,7 +433,10 @@ fn s3_with_a_wrong_key_is_denied() {
 #[test]
 fn oss_with_a_key() {
     conforms(|_, blob, mischief| {
-        let (name, serve) = (blob.id.clone(), serve(blob, format!("/images/nydus/{}", blob.id), mischief));
+        let (name, serve) = (
+            blob.id.clone(),
+            serve(blob, format!("/images/nydus/{}", blob.id), mischief),
+        );
         let server = Server::start(move |request| {
             let date = request.header("date").unwrap_or_default();
             let text = format!("GET\n\n\n{date}\n{}", request.target);

@@ -138,7 +138,11 @@ fn table(blobs: &[CachedBlob]) -> String {
             None => ("not known".to_owned(), "-".to_owned()),
         };
         let pinned = if blob.pinned { " (pinned)" } else { "" };
-        text += &format!("{:>10} {chunks:>15} {idle:>10}  {}{pinned}\n", human(blob.used), blob.name);
+        text += &format!(
+            "{:>10} {chunks:>15} {idle:>10}  {}{pinned}\n",
+            human(blob.used),
+            blob.name
+        );
     }
     text
 }

@@ -96,7 +96,10 @@ pub fn collect(directory: &Path, keep: Option<u64>) -> io::Result<Collected> {
     let ours = Directory::open(directory)?;
     let mut collected = Collected::default();
     let used = ours.measure();
-    if let Some(wanted) = keep.and_then(|keep| used.checked_sub(keep)).filter(|wanted| *wanted > 0) {
+    if let Some(wanted) = keep
+        .and_then(|keep| used.checked_sub(keep))
+        .filter(|wanted| *wanted > 0)
+    {
         let freed = evict::evict(&ours, wanted);
         (collected.chunks, collected.bytes) = (freed.chunks, freed.bytes);
     }
@@ -140,7 +143,8 @@ pub fn verify(directory: &Path, drop: bool) -> io::Result<Verified> {
                 continue;
             }
             let record = blob.ledger.record(index);
-            let sound = checksum(&blob.data, record.offset, record.size).is_ok_and(|sum| sum == record.crc32c);
+            let sound =
+                checksum(&blob.data, record.offset, record.size).is_ok_and(|sum| sum == record.crc32c);
             let same = blob.ledger.present(index) == word.version();
             match () {
                 // It was evicted or replaced while we read.

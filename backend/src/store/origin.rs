@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Completion, Priority};
 use super::budget::LaneId;
 use super::strain::Strain;
+use super::{Completion, Priority};
 use crate::error::{SourceError, SourceErrorKind};
 use crate::metrics::{SourceCounters, SourceMetrics};
 use crate::source::retry::LONGEST_ASKED;

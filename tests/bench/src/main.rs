@@ -6,9 +6,11 @@
 //!
 //! * `peer`: the daemons; `load`: the load generator; `work`: what guests do
 //! * `rows`: the table of operations; `stall`: the table of head-of-line blocking; `large`: that of a large image
+//! * `cold_start`: images of which nothing is local
 
 #![allow(clippy::indexing_slicing, clippy::panic)] // A benchmark that goes wrong must stop.
 
+mod cold_start;
 mod large;
 mod load;
 mod peer;
@@ -102,6 +104,19 @@ fn main() -> Result<()> {
             there
         })
         .collect();
+    if arguments.filter.contains("cold") {
+        let kinds: Vec<Kind> = kinds
+            .into_iter()
+            .filter(|kind| *kind != Kind::Virtiofsd)
+            .collect();
+        return cold_start::compare(
+            &arguments.rafs,
+            directory.path(),
+            &setting,
+            &kinds,
+            arguments.rounds,
+        );
+    }
     if arguments.filter.contains("large") {
         let kinds: Vec<Kind> = kinds
             .into_iter()
