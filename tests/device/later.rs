@@ -31,6 +31,15 @@ fn file(guest: &Guest, path: &str) -> u64 {
     guest.resolve(path).unwrap().nodeid
 }
 
+/// A device with an image whose data has not arrived, a guest, and the node of a file in it.
+fn waiting() -> (Setup, Arc<Image>, Guest, u64) {
+    let setup = Setup::new();
+    let absent = image(&setup, "/absent", LONG);
+    let guest = setup.guest();
+    let node = file(&guest, "/absent/file");
+    (setup, absent, guest, node)
+}
+
 #[test]
 fn a_parked_read_holds_up_nothing_on_its_queue() {
     let setup = Setup::new();
@@ -79,10 +88,7 @@ fn a_read_whose_data_never_comes_fails_by_its_deadline() {
 
 #[test]
 fn an_unmount_answers_parked_reads_at_once() {
-    let setup = Setup::new();
-    let absent = image(&setup, "/absent", LONG);
-    let guest = setup.guest();
-    let node = file(&guest, "/absent/file");
+    let (setup, absent, guest, node) = waiting();
     let ticket = guest.submit(&ops::read(node, 0, 0, 4096)).unwrap();
     absent.wait_for_fetches(1);
     let start = Instant::now();
@@ -103,10 +109,7 @@ fn an_unmount_answers_parked_reads_at_once() {
 
 #[test]
 fn an_interrupted_read_gives_up() {
-    let setup = Setup::new();
-    let absent = image(&setup, "/absent", LONG);
-    let guest = setup.guest();
-    let node = file(&guest, "/absent/file");
+    let (setup, absent, guest, node) = waiting();
     let ticket = guest.submit(&ops::read(node, 0, 0, 4096)).unwrap();
     absent.wait_for_fetches(1);
     guest.submit(&ops::interrupt(ticket.unique)).unwrap();
@@ -120,10 +123,7 @@ fn an_interrupted_read_gives_up() {
 
 #[test]
 fn an_interrupt_may_overtake_its_request() {
-    let setup = Setup::new();
-    let absent = image(&setup, "/absent", LONG);
-    let guest = setup.guest();
-    let node = file(&guest, "/absent/file");
+    let (setup, absent, guest, node) = waiting();
     let read = |unique| ops::Request {
         unique: Some(unique),
         ..ops::read(node, 0, 0, 4096)
@@ -151,10 +151,7 @@ fn an_interrupt_may_overtake_its_request() {
 
 #[test]
 fn data_that_is_evicted_before_it_is_read_is_fetched_again_but_not_for_ever() {
-    let setup = Setup::new();
-    let absent = image(&setup, "/absent", LONG);
-    let guest = setup.guest();
-    let node = file(&guest, "/absent/file");
+    let (setup, absent, guest, node) = waiting();
     let ticket = guest.submit(&ops::read(node, 0, 0, 4096)).unwrap();
     for round in 1..100 {
         if guest.poll(ticket).unwrap().is_some() {
@@ -170,10 +167,7 @@ fn data_that_is_evicted_before_it_is_read_is_fetched_again_but_not_for_ever() {
 
 #[test]
 fn parked_reads_stay_put_while_their_ring_is_disabled() {
-    let setup = Setup::new();
-    let absent = image(&setup, "/absent", LONG);
-    let guest = setup.guest();
-    let node = file(&guest, "/absent/file");
+    let (setup, absent, guest, node) = waiting();
     let ticket = guest.submit(&ops::read(node, 0, 0, 4096)).unwrap();
     absent.wait_for_fetches(1);
     guest.pause().unwrap();
@@ -187,10 +181,7 @@ fn parked_reads_stay_put_while_their_ring_is_disabled() {
 
 #[test]
 fn stopping_a_ring_answers_what_is_parked() {
-    let setup = Setup::new();
-    let absent = image(&setup, "/absent", LONG);
-    let guest = setup.guest();
-    let node = file(&guest, "/absent/file");
+    let (setup, absent, guest, node) = waiting();
     let tickets: Vec<_> = (0..32)
         .map(|i| guest.submit(&ops::read(node, 0, i * 4096, 4096)).unwrap())
         .collect();
@@ -215,10 +206,7 @@ fn stopping_a_ring_answers_what_is_parked() {
 
 #[test]
 fn a_front_end_that_leaves_with_reads_parked_leaves_nothing_behind() {
-    let setup = Setup::new();
-    let absent = image(&setup, "/absent", LONG);
-    let guest = setup.guest();
-    let node = file(&guest, "/absent/file");
+    let (setup, absent, guest, node) = waiting();
     for i in 0..32 {
         guest.submit(&ops::read(node, 0, i * 4096, 4096)).unwrap();
     }

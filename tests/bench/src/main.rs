@@ -182,11 +182,19 @@ fn median_of(values: impl Iterator<Item = f64>) -> f64 {
     median(&values)
 }
 
+/// An error with the name of the daemon.
+fn of(kind: Kind, what: &str, error: Error) -> Error {
+    Error::Device(format!("{}, {what}: {error}", kind.name()))
+}
+
 /// Queues of the second rafsd.
 const QUEUES: usize = 4;
 
 fn operations(arguments: &Arguments, setting: &Setting, kinds: &[Kind]) -> Result<()> {
-    let start = |kind: Kind, queues| kind.start(setting, queues, |cache| setting.image.local(cache));
+    let start = |kind: Kind, queues| {
+        let started = kind.start(setting, queues, |cache| setting.image.local(cache));
+        started.map_err(|error| of(kind, "start", error))
+    };
     let one = start(Kind::Rafsd, 1)?;
     let several = start(Kind::Rafsd, QUEUES)?;
     let others = kinds
@@ -197,7 +205,8 @@ fn operations(arguments: &Arguments, setting: &Setting, kinds: &[Kind]) -> Resul
     for peer in others.iter().chain([&one, &several]) {
         // Warm: all of the image is resident, all of the tree in the page cache.
         for path in [Some(peer.shared), peer.image].into_iter().flatten() {
-            peer.guest.read_file(format!("{path}/big"))?;
+            let read = peer.guest.read_file(format!("{path}/big"));
+            read.map_err(|error| of(peer.kind, "the first read", error))?;
         }
     }
     let big = std::fs::File::open(setting.shared.join("big")).map_err(|e| Error::Io {
@@ -241,7 +250,9 @@ fn compare(row: &Row, taking: &[&Peer], big: &std::fs::File, arguments: &Argumen
         let mut measured: Vec<(usize, Measured)> = Vec::new();
         for turn in 0..taking.len() {
             let which = (turn + round) % taking.len();
-            measured.push((which, row.run(taking[which], arguments.time)?));
+            let run = row.run(taking[which], arguments.time);
+            let run = run.map_err(|error| of(taking[which].kind, &row.label(), error))?;
+            measured.push((which, run));
         }
         measured.sort_by_key(|(which, _)| *which);
         plain.extend(row.plain(&taking[0].guest, big, arguments.time)?);
