@@ -109,7 +109,7 @@ fn an_unmount_answers_parked_reads_at_once() {
 
 #[test]
 fn an_interrupted_read_gives_up() {
-    let (setup, absent, guest, node) = waiting();
+    let (_setup, absent, guest, node) = waiting();
     let ticket = guest.submit(&ops::read(node, 0, 0, 4096)).unwrap();
     absent.wait_for_fetches(1);
     guest.submit(&ops::interrupt(ticket.unique)).unwrap();
@@ -123,7 +123,7 @@ fn an_interrupted_read_gives_up() {
 
 #[test]
 fn an_interrupt_may_overtake_its_request() {
-    let (setup, absent, guest, node) = waiting();
+    let (_setup, absent, guest, node) = waiting();
     let read = |unique| ops::Request {
         unique: Some(unique),
         ..ops::read(node, 0, 0, 4096)
@@ -151,7 +151,7 @@ fn an_interrupt_may_overtake_its_request() {
 
 #[test]
 fn data_that_is_evicted_before_it_is_read_is_fetched_again_but_not_for_ever() {
-    let (setup, absent, guest, node) = waiting();
+    let (_setup, absent, guest, node) = waiting();
     let ticket = guest.submit(&ops::read(node, 0, 0, 4096)).unwrap();
     for round in 1..100 {
         if guest.poll(ticket).unwrap().is_some() {
@@ -167,7 +167,7 @@ fn data_that_is_evicted_before_it_is_read_is_fetched_again_but_not_for_ever() {
 
 #[test]
 fn parked_reads_stay_put_while_their_ring_is_disabled() {
-    let (setup, absent, guest, node) = waiting();
+    let (_setup, absent, guest, node) = waiting();
     let ticket = guest.submit(&ops::read(node, 0, 0, 4096)).unwrap();
     absent.wait_for_fetches(1);
     guest.pause().unwrap();
@@ -181,7 +181,7 @@ fn parked_reads_stay_put_while_their_ring_is_disabled() {
 
 #[test]
 fn stopping_a_ring_answers_what_is_parked() {
-    let (setup, absent, guest, node) = waiting();
+    let (_setup, absent, guest, node) = waiting();
     let tickets: Vec<_> = (0..32)
         .map(|i| guest.submit(&ops::read(node, 0, i * 4096, 4096)).unwrap())
         .collect();
