@@ -18,6 +18,9 @@ pub enum Kind {
     Nydusd,
 }
 
+/// A peer is started so many times more if it does not answer.
+const STARTS: usize = 3;
+
 /// Where the programs and their data are.
 pub struct Setting {
     /// `rafsd`.
@@ -54,8 +57,21 @@ impl Kind {
         }
     }
 
-    /// Starts it with its mounts; `config` is that of the image.
+    /// Starts it with its mounts; `config` is that of the image. A peer that does not answer its first request, as
+    /// nydusd sometimes does on a busy machine, is started again.
     pub fn start(self, place: &Setting, queues: usize, config: impl Fn(&Path) -> String) -> Result<Peer> {
+        for _ in 0..STARTS {
+            match self.start_once(place, queues, &config) {
+                Err(error) if self != Kind::Rafsd && error.is_timeout() => {
+                    eprintln!("{} is started again: {error}", self.name());
+                }
+                done => return done,
+            }
+        }
+        self.start_once(place, queues, &config)
+    }
+
+    fn start_once(self, place: &Setting, queues: usize, config: &impl Fn(&Path) -> String) -> Result<Peer> {
         let program = match self {
             Kind::Rafsd => place.rafsd.clone(),
             other => place.peers.join(other.name()),
