@@ -79,12 +79,50 @@ impl ImageFs for Counted {
     }
 }
 
+/// Operations that are the image's own, each counted as what stands before it; `_` is not counted.
+macro_rules! of_the_image {
+    ($($operation:tt $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        $(of_the_image! { @ $operation $name($($argument: $type),*) -> $answer })*
+    };
+    (@ _ $name:ident($($argument:ident: $type:ty),*) -> $answer:ty) => {
+        fn $name(&self, ctx: &Context, inode: u64, $($argument: $type),*) -> io::Result<$answer> {
+            self.image.$name(ctx, inode, $($argument),*)
+        }
+    };
+    (@ $operation:ident $name:ident($($argument:ident: $type:ty),*) -> $answer:ty) => {
+        fn $name(&self, ctx: &Context, inode: u64, $($argument: $type),*) -> io::Result<$answer> {
+            self.count(Operation::$operation, inode, || self.image.$name(ctx, inode, $($argument),*))
+        }
+    };
+}
+
+type Opened = (Option<u64>, OpenOptions);
+type AddEntry<'a> = &'a mut dyn FnMut(DirEntry) -> io::Result<usize>;
+type AddEntryPlus<'a> = &'a mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>;
+
 impl FileSystem for Counted {
     type Inode = u64;
     type Handle = u64;
 
-    fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        self.count(Operation::Lookup, parent, || self.image.lookup(ctx, parent, name))
+    of_the_image! {
+        Lookup lookup(name: &CStr) -> Entry;
+        Getattr getattr(handle: Option<u64>) -> (stat64, Duration);
+        Readlink readlink() -> Vec<u8>;
+        Open open(flags: u32, fuse_flags: u32) -> (Option<u64>, OpenOptions, Option<u32>);
+        Opendir opendir(flags: u32) -> Opened;
+        Readdir readdir(handle: u64, size: u32, offset: u64, add_entry: AddEntry<'_>) -> ();
+        Readdirplus readdirplus(handle: u64, size: u32, offset: u64, add_entry: AddEntryPlus<'_>) -> ();
+        Getxattr getxattr(name: &CStr, size: u32) -> GetxattrReply;
+        Listxattr listxattr(size: u32) -> ListxattrReply;
+        Statfs statfs() -> statvfs64;
+        Access access(mask: u32) -> ();
+        Read read(handle: u64, w: &mut dyn ZeroCopyWriter, size: u32, offset: u64, owner: Option<u64>, flags: u32) -> usize;
+        Release release(flags: u32, handle: u64, flush: bool, unlock: bool, owner: Option<u64>) -> ();
+        _ releasedir(flags: u32, handle: u64) -> ();
+        _ lseek(handle: u64, offset: u64, whence: u32) -> u64;
+        _ flush(handle: u64, owner: u64) -> ();
+        _ fsync(datasync: bool, handle: u64) -> ();
+        _ fsyncdir(datasync: bool, handle: u64) -> ();
     }
 
     fn forget(&self, ctx: &Context, inode: u64, count: u64) {
@@ -98,135 +136,5 @@ impl FileSystem for Counted {
         self.image.batch_forget(ctx, requests);
         self.counters
             .count(Operation::BatchForget, first, false, Duration::ZERO);
-    }
-
-    fn getattr(&self, ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
-        self.count(Operation::Getattr, inode, || {
-            self.image.getattr(ctx, inode, handle)
-        })
-    }
-
-    fn readlink(&self, ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
-        self.count(Operation::Readlink, inode, || self.image.readlink(ctx, inode))
-    }
-
-    fn open(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        flags: u32,
-        fuse_flags: u32,
-    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        self.count(Operation::Open, inode, || {
-            self.image.open(ctx, inode, flags, fuse_flags)
-        })
-    }
-
-    fn opendir(&self, ctx: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.count(Operation::Opendir, inode, || {
-            self.image.opendir(ctx, inode, flags)
-        })
-    }
-
-    fn readdir(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        size: u32,
-        offset: u64,
-        add_entry: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        self.count(Operation::Readdir, inode, || {
-            self.image.readdir(ctx, inode, handle, size, offset, add_entry)
-        })
-    }
-
-    fn readdirplus(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        size: u32,
-        offset: u64,
-        add_entry: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        self.count(Operation::Readdirplus, inode, || {
-            self.image
-                .readdirplus(ctx, inode, handle, size, offset, add_entry)
-        })
-    }
-
-    fn getxattr(&self, ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
-        self.count(Operation::Getxattr, inode, || {
-            self.image.getxattr(ctx, inode, name, size)
-        })
-    }
-
-    fn listxattr(&self, ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        self.count(Operation::Listxattr, inode, || {
-            self.image.listxattr(ctx, inode, size)
-        })
-    }
-
-    fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
-        self.count(Operation::Statfs, inode, || self.image.statfs(ctx, inode))
-    }
-
-    fn access(&self, ctx: &Context, inode: u64, mask: u32) -> io::Result<()> {
-        self.count(Operation::Access, inode, || self.image.access(ctx, inode, mask))
-    }
-
-    fn lseek(&self, ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
-        self.image.lseek(ctx, inode, handle, offset, whence)
-    }
-
-    fn read(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        w: &mut dyn ZeroCopyWriter,
-        size: u32,
-        offset: u64,
-        lock_owner: Option<u64>,
-        flags: u32,
-    ) -> io::Result<usize> {
-        self.count(Operation::Read, inode, || {
-            self.image
-                .read(ctx, inode, handle, w, size, offset, lock_owner, flags)
-        })
-    }
-
-    fn flush(&self, ctx: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
-        self.image.flush(ctx, inode, handle, lock_owner)
-    }
-
-    fn fsync(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        self.image.fsync(ctx, inode, datasync, handle)
-    }
-
-    fn fsyncdir(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        self.image.fsyncdir(ctx, inode, datasync, handle)
-    }
-
-    fn release(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        flags: u32,
-        handle: u64,
-        flush: bool,
-        flock_release: bool,
-        lock_owner: Option<u64>,
-    ) -> io::Result<()> {
-        self.count(Operation::Release, inode, || {
-            self.image
-                .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)
-        })
-    }
-
-    fn releasedir(&self, ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
-        self.image.releasedir(ctx, inode, flags, handle)
     }
 }
