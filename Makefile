@@ -9,6 +9,7 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 RELEASE := target/release
 PEERS := target/peers/bin
+POSIX := target/posix/bin
 
 # A C compiler builds zstd's library; the rest is for guests: the emulator, the tools that make container trees.
 PACKAGES_BUILD := gcc libc6-dev
@@ -29,9 +30,11 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 ifeq ($(NEXTEST),yes)
 RUN_TESTS = $(CARGO) nextest run
 ONLY_IGNORED = --run-ignored only
+SHOWN = --no-capture
 else
 RUN_TESTS = $(CARGO) test --no-fail-fast
 ONLY_IGNORED = -- --ignored
+SHOWN = --nocapture
 endif
 
 # Guests need root on the host: their trees have device nodes, their writable layers trusted attributes.
@@ -70,18 +73,24 @@ test-faults: packages-build ## Run the whole fault matrix of docs/reliability.md
 	$(RUN_TESTS) --package rafsd-backend --test faults --test eviction $(ONLY_IGNORED)
 
 .PHONY: test-guest-full
-test-guest-full: packages-build packages-guest ## Run the long guest tests: newer kernel, several queues
-	$(RUN_TESTS) --package rafsd --test guest_lifecycle --test guest_kata $(ONLY_IGNORED)
+test-guest-full: packages-build packages-guest ## Run the long guest tests: a Debian userland, newer kernel, several queues
+	$(RUN_TESTS) --package rafsd --test guest_lifecycle --test guest_kata --test guest_userland $(ONLY_IGNORED) $(SHOWN)
 
 .PHONY: test-long
 test-long: packages-build packages-guest ## Send the device ten million random and hostile requests (half an hour)
 	$(CARGO) test --release --package rafsd --test virtqueues -- --ignored --nocapture
 
 .PHONY: test-posix
-test-posix: packages-build packages-guest ## Run pjdfstest and fsx in a guest, on rafsd, virtiofsd (after make peers) and the host
+test-posix: packages-build packages-guest $(POSIX)/pjdfstest ## Run pjdfstest in two guests, on rafsd, virtiofsd (after make peers) and the host
+	$(RUN_TESTS) --package rafsd --test guest_posix $(ONLY_IGNORED) $(SHOWN)
+
+.PHONY: test-stress
+test-stress: packages-build packages-guest $(POSIX)/fsx ## Run fsx, stress-ng, fio and locks of many processes in a guest, at length (an hour)
+	$(RUN_TESTS) --package rafsd --test guest_stress $(ONLY_IGNORED) $(SHOWN)
+
+$(POSIX)/%:
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) install --locked --root target/posix \
-		--target $(shell rustc -vV | sed -n 's/^host: //p') pjdfstest fsx
-	$(RUN_TESTS) --package rafsd --test guest_posix $(ONLY_IGNORED)
+		--target $(shell rustc -vV | sed -n 's/^host: //p') $*
 
 .PHONY: test-many
 test-many: packages-build packages-guest ## Look a million files up, and compare with virtiofsd at length (after make peers)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
 
 use crate::cache::{Cache, entries, name_ends_with, remove};
 
@@ -132,11 +133,49 @@ impl Apt {
             .collect())
     }
 
+    /// Downloads what `apt-get install` of the packages would download in the system `tree`.
+    fn download_for(&self, tree: &Path, packages: &[&str], into: &Path) -> Result<()> {
+        fs::create_dir_all(into.join("partial"))?;
+        let set = |name: &str, path: &Path| format!("-o{name}={}", path.display());
+        let mut command = self.command("apt-get");
+        command
+            .arg(set("Dir::State::status", &tree.join("var/lib/dpkg/status")))
+            .arg(set("Dir::Cache::archives", into))
+            .args(["-q", "--yes", "--no-install-recommends", "--download-only", "install"])
+            .args(packages);
+        output(&mut command)?;
+        remove(&into.join("partial"))?;
+        remove(&into.join("lock"))
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.args(&self.options);
         command
     }
+}
+
+/// A repository without a network: the packages, those that they need and `tree` does not have, and their index.
+/// In apt's words, `deb [trusted=yes] copy:DIRECTORY ./`.
+pub fn repository(cache: &Cache, name: &str, tree: &Path, packages: &[&str]) -> Result<PathBuf> {
+    cache.entry(name, |into| {
+        Apt::update(cache, &Suite::of_this_machine()?)?.download_for(tree, packages, into)?;
+        let mut index = String::new();
+        for path in entries(into)?.iter().filter(|path| name_ends_with(path, ".deb")) {
+            let fields = output(Command::new("dpkg-deb").arg("--field").arg(path))?;
+            let content = fs::read(path)?;
+            // Without the escapes that apt puts into names, which it would undo when it asks for the file.
+            let file = path.file_name().unwrap_or_default().to_string_lossy().replace('%', "-");
+            fs::rename(path, into.join(&file))?;
+            index.push_str(&format!(
+                "{}\nFilename: ./{file}\nSize: {}\nSHA256: {}\n\n",
+                fields.trim_end(),
+                content.len(),
+                hex::encode(Sha256::digest(&content)),
+            ));
+        }
+        fs::write(into.join("Packages"), index).context("write the index of packages")
+    })
 }
 
 /// A Debian system with `packages`, as a container image has it: the path of its root directory.
@@ -176,6 +215,23 @@ pub fn tree(cache: &Cache, name: &str, packages: &[&str]) -> Result<PathBuf> {
             }
         }
         Ok(())
+    })
+}
+
+/// A copy of the Debian system `tree` with further packages, unpacked only: their programs can be used, their scripts
+/// have not run. Much faster than a [`tree`] of its own. Needs root.
+pub fn with_programs(cache: &Cache, name: &str, tree: &Path, packages: &[&str]) -> Result<PathBuf> {
+    cache.entry(name, |root| {
+        let archives = cache.directory().join(format!("{name}.archives"));
+        remove(&archives)?;
+        Apt::update(cache, &Suite::of_this_machine()?)?.download_for(tree, packages, &archives)?;
+        output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(tree).arg(root))?;
+        let mut dpkg = Command::new("dpkg");
+        dpkg.arg(format!("--root={}", root.display()))
+            .args(["--force-depends", "--unpack"])
+            .args(entries(&archives)?);
+        output(&mut dpkg)?;
+        remove(&archives)
     })
 }
 

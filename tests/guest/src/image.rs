@@ -54,6 +54,12 @@ pub fn python_tree(cache: &Cache) -> Result<PathBuf> {
     debian::tree(cache, "tree-python3", &["python3"])
 }
 
+/// The same with `stress-ng` and `fio`.
+pub fn stress_tree(cache: &Cache) -> Result<PathBuf> {
+    let python = python_tree(cache)?;
+    debian::with_programs(cache, "tree-stress", &python, &["stress-ng", "fio"])
+}
+
 /// A small system of one statically linked program, busybox, under all of its names.
 pub fn busybox_tree(cache: &Cache) -> Result<PathBuf> {
     let program = busybox(cache)?;

@@ -12,6 +12,7 @@
 //! * [`config`]: mount configurations as the snapshotter writes them
 //! * [`registry`]: a `rafs serve` process and what it was asked for
 //! * [`sandbox`]: daemon, guest and containers put together as Kata does it
+//! * [`share`]: one directory in a guest, served by `rafsd` or by `virtiofsd`
 //! * [`image`]: images built with `rafs build`, and trees to build them from
 //!
 //! Nothing here knows how `rafsd` works inside: it uses the command line, the sockets and the API, as a runtime does.
@@ -29,6 +30,7 @@ pub mod initrd;
 pub mod kernel;
 pub mod registry;
 pub mod sandbox;
+pub mod share;
 
 pub use cache::Cache;
 pub use daemon::Daemon;
@@ -36,3 +38,4 @@ pub use guest::{Boot, Guest};
 pub use image::Image;
 pub use registry::Registry;
 pub use sandbox::{Container, Sandbox};
+pub use share::Share;
