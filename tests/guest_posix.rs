@@ -125,10 +125,7 @@ fn passes_what_the_host_passes(cache: &Cache, kernel: Kernel) {
     let theirs = virtiofsd().map(|program| {
         let share = directory.path().join("theirs");
         fs::create_dir(&share).unwrap();
-        run(
-            Share::by_virtiofsd(&program, &share, &boot).unwrap(),
-            &share,
-        )
+        run(Share::by_virtiofsd(&program, &share, &boot).unwrap(), &share)
     });
     match &theirs {
         Some(theirs) => println!("virtiofsd: {}", summary(theirs)),

@@ -59,12 +59,30 @@ const LANES: usize = 6;
 /// How fio writes and verifies: engine and depth, cached or direct, sizes, order.
 const JOBS: [(&str, &str); 8] = [
     ("psync", "--ioengine=psync --rw=randwrite --bs=4k"),
-    ("psync-direct", "--ioengine=psync --rw=randwrite --bs=4k --direct=1"),
-    ("psync-synced", "--ioengine=psync --rw=randrw --bsrange=512-64k --fsync=64 --verify_backlog=128"),
-    ("libaio-1", "--ioengine=libaio --rw=write --bs=1m --iodepth=1 --direct=1"),
-    ("libaio-32", "--ioengine=libaio --rw=randwrite --bs=4k --iodepth=32 --direct=1"),
-    ("libaio-ranges", "--ioengine=libaio --rw=randwrite --bsrange=512-256k --iodepth=16"),
-    ("io_uring-32", "--ioengine=io_uring --rw=randwrite --bs=16k --iodepth=32 --direct=1"),
+    (
+        "psync-direct",
+        "--ioengine=psync --rw=randwrite --bs=4k --direct=1",
+    ),
+    (
+        "psync-synced",
+        "--ioengine=psync --rw=randrw --bsrange=512-64k --fsync=64 --verify_backlog=128",
+    ),
+    (
+        "libaio-1",
+        "--ioengine=libaio --rw=write --bs=1m --iodepth=1 --direct=1",
+    ),
+    (
+        "libaio-32",
+        "--ioengine=libaio --rw=randwrite --bs=4k --iodepth=32 --direct=1",
+    ),
+    (
+        "libaio-ranges",
+        "--ioengine=libaio --rw=randwrite --bsrange=512-256k --iodepth=16",
+    ),
+    (
+        "io_uring-32",
+        "--ioengine=io_uring --rw=randwrite --bs=16k --iodepth=32 --direct=1",
+    ),
     ("mmap", "--ioengine=mmap --rw=randwrite --bs=4k"),
 ];
 
@@ -224,7 +242,10 @@ fn a_file_stays_what_was_written_to_it() {
     fs::write(directory.path().join("mnt/default.toml"), "").unwrap();
     let mut share = directory.by_rafsd(&[]);
     for (seed, configuration) in [(1, "default"), (2, "all")] {
-        let command = format!("./fsx -q -f {configuration}.toml -S {seed} -N {} file-{configuration}", total / 2);
+        let command = format!(
+            "./fsx -q -f {configuration}.toml -S {seed} -N {} file-{configuration}",
+            total / 2
+        );
         let begun = Instant::now();
         let (status, text) = inside(share.guest(), Duration::from_secs(4 * 3600), &command);
         assert_eq!(status, 0, "{configuration} operations, seed {seed}: {text}");
@@ -244,14 +265,21 @@ fn no_stressor_of_file_systems_finds_a_fault() {
     let only = std::env::var("RAFSD_STRESSORS").ok();
     let directory = Directory::prepare();
     let mut share = directory.by_rafsd(&[]);
-    let (_, listed) = inside(share.guest(), Duration::from_secs(60), "stress-ng --class filesystem? 2>&1");
+    let (_, listed) = inside(
+        share.guest(),
+        Duration::from_secs(60),
+        "stress-ng --class filesystem? 2>&1",
+    );
     let listed = only.unwrap_or(listed);
     let (_, names) = listed.rsplit_once(": ").unwrap_or(("", &listed));
     let names: Vec<&str> = names.split_whitespace().collect();
     let mut failed = Vec::new();
     for names in names.chunks(LANES) {
         for ((outcome, text), name) in stress(share.guest(), names, seconds, None).iter().zip(names) {
-            println!("stress-ng: {name}: {outcome}, {} operations", operations(text, name));
+            println!(
+                "stress-ng: {name}: {outcome}, {} operations",
+                operations(text, name)
+            );
             if outcome != "clean" {
                 println!("{text}");
             }
@@ -288,7 +316,11 @@ fn what_fio_writes_it_reads_back() {
     for job in JOBS {
         let begun = Instant::now();
         fio(share.guest(), job, size);
-        println!("fio: {}, {size} MiB: verified, {:.1} s", job.0, begun.elapsed().as_secs_f64());
+        println!(
+            "fio: {}, {size} MiB: verified, {:.1} s",
+            job.0,
+            begun.elapsed().as_secs_f64()
+        );
     }
     does_not_complain(share.guest());
 }
@@ -304,10 +336,16 @@ fn locks_are_those_of_a_local_file_system() {
         let mut share = directory.by_rafsd(arguments);
         for seed in [1, 2] {
             let text = locks(share.guest(), count, seed, arguments.is_empty());
-            println!("locks kept {kept}, seed {seed}: {}", text.trim().replace('\n', "; "));
+            println!(
+                "locks kept {kept}, seed {seed}: {}",
+                text.trim().replace('\n', "; ")
+            );
         }
         let stressors = ["flock", "fcntl", "locka", "lockf", "lockofd", "lease"];
-        for ((outcome, text), stressor) in stress(share.guest(), &stressors, seconds, None).iter().zip(stressors) {
+        for ((outcome, text), stressor) in stress(share.guest(), &stressors, seconds, None)
+            .iter()
+            .zip(stressors)
+        {
             println!(
                 "locks kept {kept}: stress-ng {stressor}: {outcome}, {} operations",
                 operations(text, stressor)

@@ -141,7 +141,13 @@ impl Apt {
         command
             .arg(set("Dir::State::status", &tree.join("var/lib/dpkg/status")))
             .arg(set("Dir::Cache::archives", into))
-            .args(["-q", "--yes", "--no-install-recommends", "--download-only", "install"])
+            .args([
+                "-q",
+                "--yes",
+                "--no-install-recommends",
+                "--download-only",
+                "install",
+            ])
             .args(packages);
         output(&mut command)?;
         remove(&into.join("partial"))?;
@@ -165,7 +171,11 @@ pub fn repository(cache: &Cache, name: &str, tree: &Path, packages: &[&str]) -> 
             let fields = output(Command::new("dpkg-deb").arg("--field").arg(path))?;
             let content = fs::read(path)?;
             // Without the escapes that apt puts into names, which it would undo when it asks for the file.
-            let file = path.file_name().unwrap_or_default().to_string_lossy().replace('%', "-");
+            let file = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .replace('%', "-");
             fs::rename(path, into.join(&file))?;
             index.push_str(&format!(
                 "{}\nFilename: ./{file}\nSize: {}\nSHA256: {}\n\n",
@@ -225,7 +235,12 @@ pub fn with_programs(cache: &Cache, name: &str, tree: &Path, packages: &[&str]) 
         let archives = cache.directory().join(format!("{name}.archives"));
         remove(&archives)?;
         Apt::update(cache, &Suite::of_this_machine()?)?.download_for(tree, packages, &archives)?;
-        output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(tree).arg(root))?;
+        output(
+            Command::new("cp")
+                .args(["-a", "--reflink=auto"])
+                .arg(tree)
+                .arg(root),
+        )?;
         let mut dpkg = Command::new("dpkg");
         dpkg.arg(format!("--root={}", root.display()))
             .args(["--force-depends", "--unpack"])

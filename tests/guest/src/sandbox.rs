@@ -122,17 +122,47 @@ impl Sandbox {
 
     fn run_on(&mut self, lower: &str, container: &Container, command: &str) -> Result<(String, Duration)> {
         let start = Instant::now();
+        self.overlay(lower, container, "index=off")?;
+        let root = container.root();
+        let text = self
+            .guest()?
+            .check(&format!("chroot {root} /bin/sh -c {}", quoted(command)))?;
+        Ok((text, start.elapsed()))
+    }
+
+    /// Puts the container together on its mounted image, with these options of the overlay.
+    pub fn assemble(&mut self, container: &Container, options: &str) -> Result<()> {
+        let lower = format!("{SHARED}{}", container.mountpoint());
+        self.overlay(&lower, container, options)
+    }
+
+    fn overlay(&mut self, lower: &str, container: &Container, options: &str) -> Result<()> {
         for directory in ["snapshotdir/fs", "snapshotdir/work", "rootfs"] {
             fs::create_dir_all(self.containers.join(container.name).join(directory))?;
         }
         let layer = format!("{SHARED}/containers/{}/snapshotdir", container.name);
         let root = container.root();
-        let options = format!("lowerdir={lower},upperdir={layer}/fs,workdir={layer}/work,index=off");
-        let text = self.guest()?.check(&format!(
-            "mount -t overlay overlay -o {options} {root}\nchroot {root} /bin/sh -c {}",
-            quoted(command)
-        ))?;
-        Ok((text, start.elapsed()))
+        let options = format!("lowerdir={lower},upperdir={layer}/fs,workdir={layer}/work,{options}");
+        self.guest()?
+            .check(&format!("mount -t overlay overlay -o {options} {root}"))
+            .map(drop)
+    }
+
+    /// Runs a script, up to its first failing command, in a container that was put together: its output.
+    pub fn inside(&mut self, container: &Container, limit: Duration, script: &str) -> Result<String> {
+        let root = container.root();
+        let command = format!(
+            "HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin exec chroot {root} /bin/sh -ec {}",
+            quoted(script)
+        );
+        let done = self.guest()?.run_within(limit, &command)?;
+        ensure!(
+            done.status == 0,
+            "in the container: {script}\nended with status {} and said:\n{}",
+            done.status,
+            done.text
+        );
+        Ok(done.text)
     }
 
     /// Creates, changes and deletes files in the container, and tells what the host then has in its writable layer.

@@ -72,10 +72,7 @@ impl Share {
     fn boot(boot: &Boot, socket: &Path, server: Server) -> Result<Self> {
         let mut guest = boot.clone().device(socket).start()?;
         guest.mount_device()?;
-        Ok(Self {
-            guest,
-            server,
-        })
+        Ok(Self { guest, server })
     }
 
     /// The guest.
