@@ -40,7 +40,8 @@ pub fn compare(
         let mut all: Vec<Vec<Figures>> = kinds.iter().map(|_| Vec::new()).collect();
         for _ in 0..rounds {
             for (figures, kind) in all.iter_mut().zip(kinds) {
-                figures.push(measure(*kind, setting, &image)?);
+                let measured = measure(*kind, setting, &image);
+                figures.push(measured.inspect_err(|_| eprintln!("while {} served v{format}:", kind.name()))?);
             }
         }
         for (figures, kind) in all.iter().zip(kinds) {

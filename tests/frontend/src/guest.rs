@@ -367,7 +367,7 @@ impl Guest {
             )));
         }
         Err(Error::Timeout {
-            what: format!("{what} on queue {queue}"),
+            what: format!("{what} on queue {queue}: {}", lane.queue.standing()),
             waited: Duration::ZERO,
         })
     }

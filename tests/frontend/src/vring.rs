@@ -212,6 +212,24 @@ impl Queue {
         self.in_flight.iter().flatten().count()
     }
 
+    /// Where driver and device stand, for messages: a chain that the device has not used and did not want to be kicked for
+    /// is one that it overlooks.
+    pub fn standing(&self) -> String {
+        let (available, used) = (self.published, self.used.load_u16(2));
+        let kick = if self.shape.event_idx {
+            format!(
+                "kick wanted for chain {}",
+                self.used.load_u16(4 + 8 * usize::from(self.shape.size))
+            )
+        } else {
+            format!("kick wanted: {}", self.used.load_u16(0) & 1 == 0)
+        };
+        format!(
+            "{available} chains made available, {used} used, {kick}, {} kicks sent",
+            self.counts.kicks
+        )
+    }
+
     /// Index behind the last chain made available.
     pub fn available_index(&self) -> u16 {
         self.published
