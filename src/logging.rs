@@ -32,8 +32,8 @@ use crate::sandbox::{Role, Sandbox};
 pub use file::LogFile;
 use line::Record;
 
-/// Lines that wait for the writing thread.
-const QUEUE: usize = 4096;
+/// Lines that wait for the writing thread, beside those in the pipe. Their places take memory from the start.
+const QUEUE: usize = 512;
 
 /// How long the last lines may take to leave at the end.
 const LAST_LINES: Duration = Duration::from_millis(200);

@@ -337,8 +337,13 @@ impl Mount {
                 if listed.entry.inode != 0 && listed.entry.attr.st_mode & libc::S_IFMT == libc::S_IFDIR {
                     open.push((child.clone(), listed.entry.inode));
                 }
-                assert!(found.insert(child, listed.entry).is_none(), "listed twice");
-                assert!(found.len() < 20_000, "endless tree");
+                let text = String::from_utf8_lossy(&child).into_owned();
+                if found.insert(child, listed.entry).is_some() {
+                    return Err(io::Error::other(format!("{text} is listed twice")));
+                }
+                if found.len() >= 20_000 {
+                    return Err(io::Error::other(format!("an endless tree: {text}")));
+                }
             }
         }
         Ok(found)
