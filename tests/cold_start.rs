@@ -14,6 +14,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -353,6 +354,25 @@ fn a_daemon_replays_the_trace_that_another_recorded() {
         assert!(requests <= 8, "{requests} requests");
         assert!(bytes * 10 <= needed * 11, "{bytes} bytes for {needed}");
     }
+    // Named to the tool.
+    let tool = TempDir::new().unwrap();
+    let served = site.daemon();
+    let config = tool.path().join("config.json");
+    fs::write(&config, site.config(&tool.path().join("cache")).to_string()).unwrap();
+    site.traffic();
+    let status = Command::new(env!("CARGO_BIN_EXE_rafs"))
+        .args(["ctl", "--apisock"])
+        .arg(served.daemon.directory().join("api.sock"))
+        .args(["mount", "--config"])
+        .arg(&config)
+        .arg("--trace")
+        .arg(&file)
+        .arg(site.bootstrap())
+        .arg("/image")
+        .status();
+    assert!(status.unwrap().success());
+    served.start(8);
+    assert!(site.traffic().0 <= 8);
     // All of that is local now, and a replay of it costs nothing.
     assert_eq!(site.start_by_daemon(&site.config(&cache)), (0, 0));
     // Unless nobody wants it; and one that is none costs nothing but a warning.
@@ -413,6 +433,32 @@ fn fifty_cached_images_restart_without_a_network() {
     };
     serve();
     assert!(registry.requests() > 0);
+    let cache = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rafs"));
+        let output = command
+            .arg("cache")
+            .args(arguments)
+            .arg(dir.path().join("cache"))
+            .output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = cache(&["ls", "--json"]);
+    let listed: Value = serde_json::from_str(&text).unwrap();
+    let listed = listed.as_array().unwrap();
+    assert_eq!(
+        (code, listed.len()),
+        (Some(0), fs::read_dir(&blobs).unwrap().count())
+    );
+    assert!(
+        listed
+            .iter()
+            .all(|blob| blob["present"] == blob["chunks"] && blob["pinned"] == false),
+        "{text}"
+    );
+    assert_eq!(cache(&["verify"]).0, Some(0));
+    let (code, text) = cache(&["gc"]);
+    assert!(code == Some(0) && text.starts_with("0 chunks"), "{text}");
     // The registry is gone. Who asks for it all the same is noticed.
     let address = registry.address;
     drop(registry);

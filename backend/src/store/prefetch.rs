@@ -28,6 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Failures in a row after which the prefetch ends.
 const MAX_FAILURES: u32 = 5;
+/// A replay is asked for in so many parts, each of the chunks that are used next, so that the first ones are there before the last: but no
+/// part is smaller than this.
+const REPLAY_PARTS: u64 = 6;
+const REPLAY_LEAST: u64 = 256 << 10;
 /// How often a prefetch that is paused looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -412,14 +416,26 @@ impl Wish {
         }
     }
 
+    /// Compressed bytes of a chunk. One that can not be described yet is counted as an average one.
+    fn stored_size(&self, index: u32) -> u64 {
+        let description = self.blob.description();
+        let average = description.compressed_size / u64::from(description.chunk_count.max(1));
+        self.blob
+            .describe(index)
+            .map_or(average, |chunk| chunk.compressed_size.into())
+            .max(1)
+    }
+
     /// The absent chunks from position `from` on, one or more, up to `size` compressed bytes of them; empty at the end.
     fn batch(&self, from: usize, size: u32) -> Batch {
-        let size = match self.wanted {
-            Wanted::Replay(_) => MAX_REQUEST,
+        let size = match &self.wanted {
+            Wanted::Replay(list) => {
+                let all: u64 = list.iter().map(|index| self.stored_size(*index)).sum();
+                (all / REPLAY_PARTS).clamp(REPLAY_LEAST, MAX_REQUEST)
+            }
             Wanted::Listed(_) | Wanted::Whole => size.into(),
         };
         let description = self.blob.description();
-        let average = description.compressed_size / u64::from(description.chunk_count.max(1));
         let mut batch = Batch {
             chunks: Vec::new(),
             bytes: 0,
@@ -437,12 +453,7 @@ impl Wish {
                 batch.next += 1;
                 continue;
             }
-            // A chunk that can not be described yet is counted as an average one.
-            let bytes = self
-                .blob
-                .describe(index)
-                .map_or(average, |chunk| chunk.compressed_size.into())
-                .max(1);
+            let bytes = self.stored_size(index);
             if !batch.chunks.is_empty() && batch.bytes + bytes > size {
                 break;
             }

@@ -18,7 +18,6 @@ use rafsd_frontend::{Error, Guest, Options, Order, Result, ops};
 use serde_json::{Value, json};
 
 use crate::median_of;
-use crate::peer::{Kind, Setting};
 
 /// Directories of the image, and files of each.
 const DIRECTORIES: usize = 120;
@@ -28,7 +27,7 @@ const START: usize = 320;
 /// Most bytes of a READ, as Linux sends them.
 const PIECE: u32 = 128 << 10;
 /// Time that a start may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Daemons that start at once.
 const CROWD: usize = 20;
 
@@ -37,30 +36,45 @@ struct Start {
     files: Vec<(usize, usize)>,
 }
 
-/// Compares rafsd and nydusd, and prints the tables.
-pub fn compare(
-    rafs: &Path,
-    directory: &Path,
-    setting: &Setting,
-    kinds: &[Kind],
-    rounds: usize,
-) -> Result<()> {
-    let (image, start) = make(rafs, directory)?;
-    let server = Server::start(rafs, &directory.join("cold-image"))?;
-    let traces = record(&image, &start, setting, &server, directory)?;
+/// What is compared.
+pub struct Programs {
+    /// `rafsd`.
+    pub rafsd: PathBuf,
+    /// `rafs`, which makes and serves the image.
+    pub rafs: PathBuf,
+    /// `nydusd`, if it is there.
+    pub nydusd: Option<PathBuf>,
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Rafsd,
+    Nydusd,
+}
+
+/// Compares rafsd and nydusd, and prints the tables; only of starts that read so many files at a time, if a number is given.
+pub fn compare(programs: &Programs, directory: &Path, rounds: usize, only: Option<usize>) -> Result<()> {
+    let (image, start) = make(&programs.rafs, directory)?;
+    let server = Server::start(&programs.rafs, &directory.join("cold-image"))?;
+    let traces = record(&image, &start, programs, &server, directory)?;
     println!("\n| latency | depth | daemon | seconds | requests | KiB |\n|---|---|---|---|---|---|");
-    for (latency, depth) in [(5, 8), (20, 8), (20, 1)] {
-        server.delay(latency)?;
-        let mut rows = Row::all(kinds, &traces);
-        for round in 0..rounds * rows.len() {
-            let at = round % rows.len();
-            if let Some(row) = rows.get_mut(at) {
-                let run = row.run(setting, &image, &start, &server, depth);
-                row.runs
-                    .push(run.map_err(|error| Error::Usage(format!("{}: {error}", row.name)))?);
-            }
+    for (latency, depth) in [(5, 8), (20, 8), (5, 1), (20, 1)] {
+        if only.is_some_and(|only| only != depth) {
+            continue;
         }
-        for row in rows {
+        server.delay(latency)?;
+        for mut row in Row::all(programs, &traces) {
+            for _ in 0..rounds {
+                match row.run(programs, &image, &start, &server, depth) {
+                    Ok(run) => row.runs.push(run),
+                    // One of the peers stops answering now and then.
+                    Err(error) if row.kind == Kind::Nydusd && error.is_timeout() => {
+                        eprintln!("{}: {error}", row.name);
+                    }
+                    Err(error) => return Err(Error::Usage(format!("{}: {error}", row.name))),
+                }
+            }
             let median = |f: fn(&Run) -> f64| median_of(row.runs.iter().map(f));
             println!(
                 "| {latency} ms | {depth} | {} | {:.3} | {:.0} | {:.0} |",
@@ -71,12 +85,20 @@ pub fn compare(
             );
         }
     }
+    if only.is_some() {
+        return Ok(());
+    }
     server.delay(5)?;
-    println!("\n| {CROWD} daemons, one cache directory | seconds | requests | KiB |\n|---|---|---|---|");
-    for kind in kinds {
-        let run = crowd(*kind, setting, &image, &start, &server)?;
+    println!(
+        "\n| {CROWD} daemons, one cache directory | finished | seconds | requests | KiB |\n|---|---|---|---|---|"
+    );
+    for kind in [Kind::Rafsd, Kind::Nydusd] {
+        if kind == Kind::Nydusd && programs.nydusd.is_none() {
+            continue;
+        }
+        let (finished, run) = crowd(kind, programs, &image, &start, &server)?;
         println!(
-            "| {} | {:.2} | {} | {} |",
+            "| {} | {finished} | {:.2} | {} | {} |",
             kind.name(),
             run.time.as_secs_f64(),
             run.requests,
@@ -84,6 +106,22 @@ pub fn compare(
         );
     }
     Ok(())
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Rafsd => "rafsd",
+            Kind::Nydusd => "nydusd",
+        }
+    }
+
+    fn program(self, programs: &Programs) -> PathBuf {
+        match (self, &programs.nydusd) {
+            (Kind::Nydusd, Some(nydusd)) => nydusd.clone(),
+            _ => programs.rafsd.clone(),
+        }
+    }
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
@@ -158,7 +196,7 @@ struct Run {
 }
 
 impl Row {
-    fn all(kinds: &[Kind], traces: &Path) -> Vec<Self> {
+    fn all(programs: &Programs, traces: &Path) -> Vec<Self> {
         let row = |name: &str, kind, with| Self {
             name: name.to_owned(),
             kind,
@@ -169,7 +207,7 @@ impl Row {
         };
         let everything = |threads: u64, size: u64| json!({"enable": true, "prefetch_all": true, "threads_count": threads, "merging_size": size});
         let mut rows = Vec::new();
-        if kinds.contains(&Kind::Nydusd) {
+        if programs.nydusd.is_some() {
             let nydusd = |name: &str, with| row(&format!("nydusd, {name}"), Kind::Nydusd, with);
             rows.extend([
                 nydusd("default", json!({})),
@@ -200,7 +238,7 @@ impl Row {
 
     fn run(
         &self,
-        setting: &Setting,
+        programs: &Programs,
         image: &Image,
         start: &Start,
         server: &Server,
@@ -219,11 +257,11 @@ impl Row {
         }
         let config = server.config(cache.path(), &self.with);
         if self.warm {
-            let served = Served::start(self.kind, setting)?;
+            let served = Served::start(self.kind, programs)?;
             served.mount(image, &config)?;
             start.run(&served.guest, depth)?;
         }
-        let served = Served::start(self.kind, setting)?;
+        let served = Served::start(self.kind, programs)?;
         server.clear()?;
         let begin = Instant::now();
         served.mount(image, &config)?;
@@ -242,12 +280,12 @@ impl Row {
 fn record(
     image: &Image,
     start: &Start,
-    setting: &Setting,
+    programs: &Programs,
     server: &Server,
     directory: &Path,
 ) -> Result<PathBuf> {
     let cache = directory.join("recording");
-    let served = Served::start(Kind::Rafsd, setting)?;
+    let served = Served::start(Kind::Rafsd, programs)?;
     served.mount(image, &server.config(&cache, &json!({})))?;
     let trace = |method| {
         let target = "/api/rafsd/v1/trace?mountpoint=/image";
@@ -266,39 +304,50 @@ fn record(
     Ok(cache.join("traces"))
 }
 
-/// Many daemons that share a cache directory, all at once.
-fn crowd(kind: Kind, setting: &Setting, image: &Image, start: &Start, server: &Server) -> Result<Run> {
+/// Many daemons that share a cache directory, all at once. Tells how many finished, and what it cost.
+fn crowd(
+    kind: Kind,
+    programs: &Programs,
+    image: &Image,
+    start: &Start,
+    server: &Server,
+) -> Result<(usize, Run)> {
     let cache = tempfile::tempdir().map_err(failed("make a cache"))?;
     let config = server.config(cache.path(), &json!({}));
     let all = (0..CROWD)
-        .map(|_| Served::start(kind, setting))
+        .map(|_| Served::start(kind, programs))
         .collect::<Result<Vec<Served>>>()?;
     server.clear()?;
     let begin = Instant::now();
-    std::thread::scope(|scope| {
+    let finished = std::thread::scope(|scope| {
         let starts: Vec<_> = all
             .iter()
             .map(|served| {
                 let config = &config;
                 scope.spawn(move || {
-                    served.mount(image, config)?;
-                    start.run(&served.guest, 8)
+                    let outcome = served
+                        .mount(image, config)
+                        .and_then(|()| start.run(&served.guest, 8));
+                    if let Err(error) = &outcome {
+                        eprintln!("{}: {error}", kind.name());
+                    }
+                    outcome.is_ok()
                 })
             })
             .collect();
-        starts.into_iter().try_for_each(|start| {
-            start
-                .join()
-                .unwrap_or_else(|_| Err(Error::Usage("a start panicked".into())))
-        })
-    })?;
+        let outcomes = starts.into_iter().map(std::thread::ScopedJoinHandle::join);
+        outcomes.filter(|outcome| matches!(outcome, Ok(true))).count()
+    });
     let time = begin.elapsed();
     let (requests, bytes) = server.traffic()?;
-    Ok(Run {
-        time,
-        requests,
-        bytes,
-    })
+    Ok((
+        finished,
+        Run {
+            time,
+            requests,
+            bytes,
+        },
+    ))
 }
 
 /// A daemon with a guest on it.
@@ -308,12 +357,8 @@ struct Served {
 }
 
 impl Served {
-    fn start(kind: Kind, setting: &Setting) -> Result<Self> {
-        let program = match kind {
-            Kind::Rafsd => setting.rafsd.clone(),
-            other => setting.peers.join(other.name()),
-        };
-        let mut builder = Builder::new(program)?;
+    fn start(kind: Kind, programs: &Programs) -> Result<Self> {
+        let mut builder = Builder::new(kind.program(programs))?;
         if kind == Kind::Nydusd {
             builder = builder.arg("--rlimit-nofile").arg("0");
         }

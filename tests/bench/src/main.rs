@@ -93,30 +93,27 @@ fn main() -> Result<()> {
         what: "temporary directory".into(),
         source: e,
     })?;
-    let setting = prepare(&arguments, directory.path())?;
     let kinds: Vec<Kind> = [Kind::Rafsd, Kind::Virtiofsd, Kind::Nydusd]
         .into_iter()
         .filter(|kind| {
-            let there = *kind == Kind::Rafsd || setting.peers.join(kind.name()).exists();
+            let there = *kind == Kind::Rafsd || arguments.peers.join(kind.name()).exists();
             if !there {
-                eprintln!("SKIPPED: {} is not in {}", kind.name(), setting.peers.display());
+                eprintln!("SKIPPED: {} is not in {}", kind.name(), arguments.peers.display());
             }
             there
         })
         .collect();
     if arguments.filter.contains("cold") {
-        let kinds: Vec<Kind> = kinds
-            .into_iter()
-            .filter(|kind| *kind != Kind::Virtiofsd)
-            .collect();
-        return cold_start::compare(
-            &arguments.rafs,
-            directory.path(),
-            &setting,
-            &kinds,
-            arguments.rounds,
-        );
+        let programs = cold_start::Programs {
+            rafsd: arguments.rafsd,
+            rafs: arguments.rafs,
+            nydusd: kinds
+                .contains(&Kind::Nydusd)
+                .then(|| arguments.peers.join("nydusd")),
+        };
+        return cold_start::compare(&programs, directory.path(), arguments.rounds, arguments.depth);
     }
+    let setting = prepare(&arguments, directory.path())?;
     if arguments.filter.contains("large") {
         let kinds: Vec<Kind> = kinds
             .into_iter()
