@@ -210,7 +210,8 @@ impl Answer {
 /// One request over a connection of its own; None if there is nobody.
 pub fn ask(socket: &Path, method: &str, target: &str, body: &str) -> Option<Answer> {
     let mut stream = UnixStream::connect(socket).ok()?;
-    stream.set_read_timeout(Some(LONG)).unwrap();
+    // Longer still: dozens of clients may ask at once, on a machine that does other things.
+    stream.set_read_timeout(Some(6 * LONG)).unwrap();
     let length = if body.is_empty() {
         String::new()
     } else {
