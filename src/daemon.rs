@@ -132,6 +132,7 @@ fn serve(cli: &Cli, log: &Log, sandbox: &Sandbox, listeners: Listeners) -> Resul
         locks: cli.virtiofs.virtiofsd.host_locks,
         security_labels: cli.virtiofs.virtiofsd.security_label,
         killpriv: cli.virtiofs.virtiofsd.killpriv_v2,
+        posix_acl: cli.virtiofs.virtiofsd.posix_acl,
         sandbox: sandbox.clone(),
         ..DeviceOptions::default()
     };

@@ -26,8 +26,12 @@ pub use instance::{CancelLock, CopyEnd, Fetched, HostFs, ImageFs, Instance};
 pub(crate) use table::{Child, Node, ROOT, Table, Target, local_of, nodeid};
 use table::{PSEUDO_INO, join, split};
 
-/// Settled if one host tree wants it; the others answer such requests, too. The rest takes all of them.
-const BY_ANY: FsOptions = FsOptions::POSIX_LOCKS.union(FsOptions::FLOCK_LOCKS);
+/// Settled if one host tree wants it; the others answer such requests, too: locks are kept among the guest's processes, and
+/// there are no ACLs. The rest takes all of them.
+const BY_ANY: FsOptions = FsOptions::POSIX_LOCKS
+    .union(FsOptions::FLOCK_LOCKS)
+    .union(FsOptions::POSIX_ACL)
+    .union(FsOptions::DONT_MASK);
 
 /// How long [`Mounts::umount`] waits for requests that are being executed.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -279,7 +283,7 @@ impl Mounts {
     }
 
     /// Settles the INIT flags of a new session: `always`, and of the rest of `offered` what the host trees want, all of
-    /// them or, for locks, one of them. Forgets what the guest of the old session had looked up and opened.
+    /// them or, for locks and ACLs, one of them. Forgets what the guest of the old session had looked up and opened.
     pub(crate) fn start_session(&self, offered: FsOptions, always: FsOptions) -> FsOptions {
         let mut writer = self.writer.lock();
         let table = self.table.load();

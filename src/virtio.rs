@@ -63,6 +63,8 @@ pub struct DeviceOptions {
     pub security_labels: bool,
     /// Take it upon the device to clear set-user-id and set-group-id bits of files that are written.
     pub killpriv: bool,
+    /// Have guests keep POSIX ACLs even if no host tree that wants them is mounted when they start.
+    pub posix_acl: bool,
     /// Have guests ask the device for locks even if no host tree that wants locks is mounted when they start.
     pub locks: bool,
     /// What the device's threads put on.
@@ -76,6 +78,7 @@ impl Default for DeviceOptions {
             max_queue_size: 1024,
             security_labels: false,
             killpriv: false,
+            posix_acl: false,
             locks: false,
             sandbox: Sandbox::default(),
         }

@@ -56,7 +56,7 @@ pub(crate) use lookup::Seen;
 #[derive(Debug)]
 pub struct PassthroughFs {
     options: Options,
-    /// What INIT settled, as `FsOptions` bits.
+    /// What INIT settled for the whole connection, as `FsOptions` bits.
     negotiated: AtomicU64,
     inodes: InodeTable,
     handles: HandleTable,
@@ -210,7 +210,8 @@ impl PassthroughFs {
 
     /// The INIT flags that this mount wants, of those in `capable`.
     ///
-    /// Remembers them: of what is settled for the whole connection, the caller reports by calling this again.
+    /// Remembers `capable`: of what is settled for the whole connection, wanted here or not, the caller reports by
+    /// calling this again.
     fn negotiate(&self, capable: FsOptions) -> FsOptions {
         let mut wanted = FsOptions::ASYNC_READ
             | FsOptions::ATOMIC_O_TRUNC
@@ -229,15 +230,19 @@ impl PassthroughFs {
         if self.options.writeback {
             wanted |= FsOptions::WRITEBACK_CACHE;
         }
-        if self.options.xattr && self.options.posix_acl && self.ids.is_empty() {
+        if self.serves_acls() {
             wanted |= FsOptions::POSIX_ACL | FsOptions::DONT_MASK;
         }
         if self.options.locks {
             wanted |= FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS;
         }
-        let settled = wanted & capable;
-        self.negotiated.store(settled.bits(), Ordering::Relaxed);
-        settled
+        self.negotiated.store(capable.bits(), Ordering::Relaxed);
+        wanted & capable
+    }
+
+    /// Whether the guest may have POSIX ACLs here. Numbers in them are not translated.
+    fn serves_acls(&self) -> bool {
+        self.options.xattr && self.options.posix_acl && self.ids.is_empty()
     }
 
     fn has(&self, option: FsOptions) -> bool {

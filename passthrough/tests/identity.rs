@@ -493,7 +493,7 @@ fn an_unprivileged_daemon_serves_its_own_user_as_root() {
             rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
             let fs =
                 rafsd_passthrough::PassthroughFs::new(rafsd_passthrough::Options::new(dir.path())).unwrap();
-            fs.init(fuse_backend_rs::abi::fuse_abi::FsOptions::all()).unwrap();
+            settle(&fs, fuse_backend_rs::abi::fuse_abi::FsOptions::all());
             let made = fs.mkdir(&root(), ROOT, c"dir", 0o755, 0).unwrap();
             assert_eq!((made.attr.st_uid, made.attr.st_gid), (0, 0));
             let args = CreateIn {

@@ -335,7 +335,7 @@ impl Server {
                     Err(errno) => fail(request, opcode, errno),
                 }
             }
-            Opcode::Getxattr => xattrs::getxattr(&call, request),
+            Opcode::Getxattr => xattrs::getxattr(&call, request, &self.session),
             Opcode::Listxattr => xattrs::listxattr(&call, request),
             Opcode::Setxattr => answer(request, opcode, xattrs::setxattr(&call, &self.session)),
             Opcode::Removexattr => answer(request, opcode, xattrs::removexattr(&call)),

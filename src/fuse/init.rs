@@ -40,11 +40,14 @@ const WANTED: u64 = init::ASYNC_READ
     | init::SETXATTR_EXT
     | init::INIT_EXT;
 
+/// ACLs are kept, and honoured by the guest; modes come unmasked, since a default ACL may say otherwise.
+const ACLS: u64 = init::POSIX_ACL | init::DONT_MASK;
+
 /// Locks are asked of the device.
 const LOCKS: u64 = init::POSIX_LOCKS | init::FLOCK_LOCKS;
 
-/// Offered if the host trees that are mounted now want it: all of them, or one for locks.
-const BY_MOUNTS: u64 = init::POSIX_ACL | init::DONT_MASK | init::WRITEBACK_CACHE | LOCKS;
+/// Offered if the host trees that are mounted now want it: all of them for writeback, one for the rest.
+const BY_MOUNTS: u64 = ACLS | LOCKS | init::WRITEBACK_CACHE;
 
 /// What the driver and the device agreed on. Outlives a front-end's connection: a driver whose VMM connects
 /// again does not send INIT again.
@@ -73,6 +76,7 @@ impl Session {
         let extra = [
             (options.security_labels, init::SECURITY_CTX),
             (options.locks, LOCKS),
+            (options.posix_acl, ACLS),
             (options.killpriv, init::HANDLE_KILLPRIV_V2),
         ];
         Session {
@@ -111,7 +115,7 @@ impl Session {
             offered |= u64::from(more.flags2) << 32;
         }
         let possible = FsOptions::from_bits_truncate(offered & (WANTED | BY_MOUNTS));
-        let always = FsOptions::from_bits_truncate(WANTED);
+        let always = FsOptions::from_bits_truncate(WANTED | self.extra & BY_MOUNTS);
         let mut wanted = WANTED | self.extra;
         if asked.minor >= EXTENSIONS_MINOR {
             wanted |= init::CREATE_SUPP_GROUP;

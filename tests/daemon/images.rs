@@ -9,7 +9,7 @@ use super::process::{Answer, Daemon};
 
 /// A small image and its blobs, built by the project's own tool.
 pub struct Image {
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 impl Image {

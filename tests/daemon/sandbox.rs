@@ -293,6 +293,13 @@ fn serves_as_an_unprivileged_user_with_relative_sockets() {
     for path in ["", "share"] {
         std::os::unix::fs::chown(dir.path().join(path), Some(USER), Some(USER)).unwrap();
     }
+    let image = Image::build();
+    let owned = Command::new("chown")
+        .arg("-R")
+        .arg(format!("{USER}:{USER}"))
+        .arg(image.dir.path())
+        .status();
+    assert!(owned.unwrap().success());
     // The build may lie where only its owner can look.
     let program = dir.path().join("rafsd");
     std::fs::copy(env!("CARGO_BIN_EXE_rafsd"), &program).unwrap();
@@ -309,14 +316,23 @@ fn serves_as_an_unprivileged_user_with_relative_sockets() {
     eventually("the daemon runs", || {
         super::process::ask(&api, "GET", "/api/v1/daemon", "").is_some()
     });
-    let body = json!({"fs_type": "passthrough_fs", "source": dir.path().join("share"), "config": ""});
-    super::process::ask(&api, "POST", "/api/v1/mount?mountpoint=/", &body.to_string())
-        .unwrap()
-        .nothing();
+    let mount = |mountpoint: &str, kind: &str, source: &Path, config: String| {
+        let body = json!({"fs_type": kind, "source": source, "config": config});
+        let target = format!("/api/v1/mount?mountpoint={mountpoint}");
+        super::process::ask(&api, "POST", &target, &body.to_string())
+            .unwrap()
+            .nothing();
+    };
+    let share = dir.path().join("share");
+    mount("/rw", "passthrough_fs", &share, String::new());
+    let rules = json!({"translate_uid": [format!("map:1000:{USER}:1")], "translate_gid": [format!("map:1000:{USER}:1")],
+        "quota": {"bytes": 1 << 20}});
+    mount("/translated", "passthrough_fs", &share, rules.to_string());
+    mount("/image", "rafs", &image.bootstrap(), image.config());
     let guest = Guest::boot(dir.path().join("vu.sock"), Options::default()).unwrap();
-    let root = guest.resolve("/").unwrap().nodeid;
+    let root = guest.resolve("/rw").unwrap().nodeid;
     guest.write_file(root, "file", b"text").unwrap();
-    assert_eq!(guest.read_file("/file").unwrap(), b"text");
+    assert_eq!(guest.read_file("/rw/file").unwrap(), b"text");
     let made = std::fs::metadata(dir.path().join("share/file")).unwrap();
     assert_eq!((made.uid(), made.gid()), (USER, USER));
     assert!(
@@ -324,6 +340,15 @@ fn serves_as_an_unprivileged_user_with_relative_sockets() {
             .call(&ops::mkdir(root, "other", 0o755).by(1000, 1000))
             .is_err()
     );
+    // The guest's user 1000 is the daemon's on the translated mount, and nobody else is anybody.
+    let translated = guest.resolve("/translated").unwrap().nodeid;
+    guest
+        .call(&ops::mkdir(translated, "of-1000", 0o755).by(1000, 1000))
+        .unwrap();
+    let shown = guest.resolve("/translated/of-1000").unwrap().attr;
+    assert_eq!((shown.uid, shown.gid), (1000, 1000));
+    assert!(guest.call(&ops::mkdir(translated, "of-0", 0o755)).is_err());
+    assert_eq!(guest.read_file("/image/hello").unwrap(), b"hello");
     for (name, fields) in threads(child.id()) {
         assert_eq!(capabilities(&fields, "CapPrm"), CapabilitySet::empty(), "{name}");
         assert_eq!(fields["Seccomp"], "2", "{name}");

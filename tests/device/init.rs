@@ -7,7 +7,7 @@ use rafsd::mounts::{Instance, MountOptions};
 use rafsd::virtio::DeviceOptions;
 use rafsd_frontend::Guest;
 use rafsd_frontend::abi::init;
-use rafsd_frontend::ops::Init;
+use rafsd_frontend::ops::{self, Init};
 
 use crate::setup::Setup;
 
@@ -146,6 +146,7 @@ fn flags_are_agreed_to_as_documented() {
         locks: true,
         security_labels: true,
         killpriv: true,
+        posix_acl: true,
         ..DeviceOptions::default()
     });
     let guest = setup.guest();
@@ -158,4 +159,45 @@ fn flags_are_agreed_to_as_documented() {
         offer(&guest, 37, u64::MAX),
         documented(&[ALWAYS, ONE]) | init::HANDLE_KILLPRIV_V2
     );
+}
+
+#[test]
+fn acls_of_one_tree_take_nothing_from_the_others() {
+    let setup = Setup::new();
+    tree(&setup, "/wants", true);
+    tree(&setup, "/does-not", false);
+    let guest = setup.guest();
+    assert_ne!(offer(&guest, 41, u64::MAX) & init::POSIX_ACL, 0);
+    // One that is mounted later is told.
+    tree(&setup, "/later", false);
+    // u::rw-,u:1000:r--,g::r--,m::r--,o::---, as `struct posix_acl_xattr_entry`s behind the version.
+    let entries = [
+        (1u16, 6u16, u32::MAX),
+        (2, 4, 1000),
+        (4, 4, u32::MAX),
+        (0x10, 4, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ];
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        acl.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        acl.extend(id.to_le_bytes());
+    }
+    const NAME: &str = "system.posix_acl_access";
+    for (top, serves) in [("/wants", true), ("/does-not", false), ("/later", false)] {
+        let root = guest.resolve(top).unwrap().nodeid;
+        let file = guest.write_file(root, "file", b"x").unwrap().nodeid;
+        // A guest that keeps ACLs refuses access for every other error.
+        assert_eq!(
+            guest.errno(&ops::getxattr(file, NAME, 0)).unwrap(),
+            libc::ENODATA,
+            "{top}"
+        );
+        let set = guest.errno(&ops::setxattr(file, NAME, &acl, 0, true)).unwrap();
+        let get = guest.errno(&ops::getxattr(file, NAME, 0)).unwrap();
+        match serves {
+            true => assert_eq!((set, get), (0, 0), "{top}"),
+            false => assert_eq!((set, get), (libc::EOPNOTSUPP, libc::ENODATA), "{top}"),
+        }
+    }
 }

@@ -91,7 +91,7 @@ impl PassthroughFs {
             return Err(error);
         }
         if change.is_some() {
-            self.count_new(change, &inode, inode.fd()?.as_fd())?;
+            self.count_new(change, &inode, inode.fd()?.as_fd(), true)?;
         }
         Ok(self.entry(Some(parent), &inode, &seen))
     }
@@ -104,11 +104,12 @@ impl PassthroughFs {
         flags: u32,
         extras: &CreateExtras<'_>,
         change: &Option<Change<'_>>,
+        named: bool,
     ) -> io::Result<(Entry, u64, OpenOptions)> {
         let (inode, seen) = self.adopt(self.proc.reopen(file.as_fd(), OFlags::PATH)?)?;
         let charge = self
             .label(&inode, extras.labels)
-            .and_then(|()| self.count_new(change, &inode, file.as_fd()))
+            .and_then(|()| self.count_new(change, &inode, file.as_fd(), named))
             .inspect_err(|_| self.forget_node(inode.id(), 1))?;
         let entry = self.entry(None, &inode, &seen);
         let handle = self
@@ -248,7 +249,7 @@ impl PassthroughFs {
             Ok(file) => {
                 made_inodes(&mut change);
                 settle(&change, &grown, directory.as_fd());
-                self.created_open(file, permit, args.flags, extras, &change)
+                self.created_open(file, permit, args.flags, extras, &change, true)
                     .inspect_err(|_| {
                         // Nobody may find a file whose making has failed.
                         self.take_back(&change, directory.as_fd(), name, AtFlags::empty())
@@ -320,6 +321,6 @@ impl PassthroughFs {
         let file = rustix::fs::openat(&directory, c".", host_flags, Mode::from_raw_mode(mode & 0o7777))?;
         drop(creation);
         made_inodes(&mut change);
-        self.created_open(file, permit, flags, extras, &change)
+        self.created_open(file, permit, flags, extras, &change, false)
     }
 }

@@ -103,11 +103,12 @@ impl PassthroughFs {
     /// root.
     pub(super) fn entry(&self, parent: Option<&Inode>, inode: &Inode, seen: &Seen) -> Entry {
         let mounted = parent.is_some_and(|parent| parent.key().mount != inode.key().mount);
+        let announced = self.options.announce_submounts && self.has(FsOptions::SUBMOUNTS);
         Entry {
             inode: inode.id(),
             generation: inode.generation(),
             attr: self.stat_of(seen),
-            attr_flags: if mounted && inode.is_directory() && self.has(FsOptions::SUBMOUNTS) {
+            attr_flags: if mounted && inode.is_directory() && announced {
                 ATTR_SUBMOUNT
             } else {
                 0

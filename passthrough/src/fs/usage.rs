@@ -78,11 +78,12 @@ impl PassthroughFs {
         change: &Option<Change<'_>>,
         node: &Inode,
         file: BorrowedFd<'_>,
+        named: bool,
     ) -> io::Result<Option<Arc<Charge>>> {
         let (Some(change), Some(account)) = (change, self.account_of(node.key())) else {
             return Ok(None);
         };
-        let charge = account.charge_new(change, node.key(), file)?;
+        let charge = account.charge_new(change, node.key(), file, named)?;
         if let Some(charge) = charge.as_ref().filter(|charge| charge.is_nameless()) {
             self.keep_nameless(node.id(), charge.clone());
         }

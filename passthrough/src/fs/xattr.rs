@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use fuse_backend_rs::abi::fuse_abi::FsOptions;
 use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -24,6 +25,8 @@ use crate::xattr_rules::XattrRules;
 const VALUE_MAX: usize = 65_536;
 /// The attribute that holds a file's access ACL.
 const ACCESS_ACL: &CStr = c"system.posix_acl_access";
+/// The attribute that holds the ACL of what is made in a directory.
+const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 impl PassthroughFs {
     fn xattr_node(&self, inode: u64) -> io::Result<Arc<Inode>> {
@@ -31,6 +34,11 @@ impl PassthroughFs {
             return Err(errno(libc::EOPNOTSUPP));
         }
         self.inode(inode)
+    }
+
+    /// Whether `name` is an ACL that the guest's kernel asks for, as of the whole connection, and this mount serves none.
+    fn withholds(&self, name: &CStr) -> bool {
+        (name == ACCESS_ACL || name == DEFAULT_ACL) && self.has(FsOptions::POSIX_ACL) && !self.serves_acls()
     }
 
     /// The name under which the host stores what the guest calls `name`.
@@ -43,6 +51,9 @@ impl PassthroughFs {
 
     /// GETXATTR. `size` 0 asks for the length of the value.
     pub(super) fn get_xattr(&self, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        if self.withholds(name) {
+            return Err(errno(libc::ENODATA));
+        }
         let node = self.xattr_node(inode)?;
         let name = &*self.stored_name(name)?;
         let fd = node.fd()?;
@@ -111,6 +122,9 @@ impl PassthroughFs {
     }
 
     fn set_xattr_of(&self, node: &Arc<Inode>, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
+        if self.withholds(name) {
+            return Err(errno(libc::EOPNOTSUPP));
+        }
         if value.len() > VALUE_MAX {
             return Err(errno(libc::E2BIG));
         }

@@ -51,8 +51,12 @@ fn bytes_of(stat: &Stat) -> u64 {
 enum Known {
     /// They were counted when the tree was.
     Counted,
-    /// The file is new: its inode has been counted, its bytes have not.
-    Inode,
+    /// The file is new: its inode has been counted, its bytes have not. If it is to have a name and has none, somebody took
+    /// that already and gave the inode back.
+    Inode {
+        /// It was made with a name.
+        named: bool,
+    },
 }
 
 impl Account {
@@ -69,14 +73,15 @@ impl Account {
         self.find_charge(key, file, Known::Counted)
     }
 
-    /// As [`Self::charge`], of a file that this change has made.
+    /// As [`Self::charge`], of a file that this change has made, with a name or without.
     pub(crate) fn charge_new(
         self: &Arc<Self>,
         change: &Change<'_>,
         key: &Key,
         file: BorrowedFd<'_>,
+        named: bool,
     ) -> io::Result<Option<Arc<Charge>>> {
-        let charge = self.find_charge(key, file, Known::Inode)?;
+        let charge = self.find_charge(key, file, Known::Inode { named })?;
         if let Some(charge) = &charge {
             charge.settle(change, file);
         }
@@ -99,9 +104,10 @@ impl Account {
         // Looked at under the lock: whoever changes the file has a charge of it, and would have been found.
         let stat = rustix::fs::fstat(file)?;
         let mut state = State::default();
-        if matches!(known, Known::Counted) {
+        let nameless = stat.st_nlink == 0;
+        if matches!(known, Known::Counted) || nameless && matches!(known, Known::Inode { named: true }) {
             state.bytes = bytes_of(&stat);
-            if stat.st_nlink == 0 {
+            if nameless {
                 // Whoever took its last name gave it back, or the host did and nobody has noticed.
                 state.nameless = true;
                 let mut ledger = self.ledger.lock();

@@ -49,7 +49,7 @@ impl Share {
         let mut options = Options::new(&share);
         change(&mut options);
         let fs = PassthroughFs::new(options).unwrap();
-        fs.init(FsOptions::all()).unwrap();
+        settle(&fs, FsOptions::all());
         Share { dir, fs }
     }
 
@@ -167,6 +167,12 @@ impl Share {
         names.sort();
         names
     }
+}
+
+/// Negotiates as a device does: the mount says what it wants, and is told what was settled.
+pub fn settle(fs: &PassthroughFs, capable: FsOptions) -> FsOptions {
+    let wanted = fs.init(capable).unwrap();
+    fs.init(wanted).unwrap()
 }
 
 /// The errno of a request that must fail.

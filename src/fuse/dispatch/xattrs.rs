@@ -1,5 +1,7 @@
 //! GETXATTR, LISTXATTR, SETXATTR, REMOVEXATTR.
 
+use std::ffi::CStr;
+
 use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
 
 use super::{Call, fail};
@@ -20,7 +22,7 @@ enum Found {
     Size(u32),
 }
 
-pub fn getxattr(call: &Call<'_>, request: Request<'_>) {
+pub fn getxattr(call: &Call<'_>, request: Request<'_>, session: &Session) {
     let get = || {
         let mut arguments = call.arguments;
         let wanted: GetxattrIn = arguments.take()?;
@@ -28,7 +30,8 @@ pub fn getxattr(call: &Call<'_>, request: Request<'_>) {
         match call.target()? {
             Target::Pseudo(_) => Err(Errno::NODATA),
             Target::Mount(mount, local) => {
-                let found = match mount.fs().getxattr(&call.context, local, name, wanted.size)? {
+                let found = mount.fs().getxattr(&call.context, local, name, wanted.size);
+                let found = match found.map_err(|error| absent_acl(session, name, error.into()))? {
                     GetxattrReply::Value(value) => Found::Bytes(value),
                     GetxattrReply::Count(size) => Found::Size(size),
                 };
@@ -37,6 +40,15 @@ pub fn getxattr(call: &Call<'_>, request: Request<'_>) {
         }
     };
     reply(request, Opcode::Getxattr, get());
+}
+
+/// A guest that keeps ACLs takes any error but ENODATA for a reason to refuse access, also where none can be stored.
+fn absent_acl(session: &Session, name: &CStr, error: Errno) -> Errno {
+    let asked = error == Errno::NOTSUP && name.to_bytes().starts_with(b"system.posix_acl_");
+    match asked && session.has(init::POSIX_ACL) {
+        true => Errno::NODATA,
+        false => error,
+    }
 }
 
 pub fn listxattr(call: &Call<'_>, request: Request<'_>) {

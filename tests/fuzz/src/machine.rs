@@ -63,6 +63,7 @@ impl Machine {
             locks: true,
             security_labels: true,
             killpriv: true,
+            posix_acl: true,
             ..DeviceOptions::default()
         };
         let device = Device::start(UnixListener::bind(&socket).unwrap(), mounts, options).unwrap();
