@@ -60,7 +60,7 @@ impl Kind {
     /// What `run` gives. On a busy machine nydusd may leave the first request of a guest unanswered (it was kicked, and asks to
     /// be kicked for that same chain): it is started again then, and that is said. Nobody starts us again.
     pub fn again<T>(self, run: impl Fn() -> Result<T>) -> Result<T> {
-        let mut left = if self == Kind::Rafsd { 0 } else { STARTS - 1 };
+        let mut left = if self == Kind::Rafsd { 0 } else { STARTS };
         loop {
             match run() {
                 Err(error) if left > 0 && error.is_timeout() => {
