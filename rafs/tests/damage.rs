@@ -120,7 +120,11 @@ fn compare(mount: &Mount, contents: &Contents, tally: &mut Tally) -> Result<(), 
         match mount.read(inode, 0, asked) {
             Err(_) => tally.errors += 1,
             Ok(data) if data == *expected => tally.right += 1,
-            Ok(data) if contents.values().any(|other| data == other[..other.len().min(asked)]) => {
+            Ok(data)
+                if contents
+                    .values()
+                    .any(|other| data == other[..other.len().min(asked)]) =>
+            {
                 tally.elsewhere += 1;
             }
             Ok(data) => {

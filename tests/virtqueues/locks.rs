@@ -135,7 +135,7 @@ fn each_mount_has_its_own_options_under_one_tag() {
     }
     let wrong = daemon.mount_passthrough_with("/wrong", &top, r#"{"cache": "perhaps"}"#);
     assert!(wrong.unwrap_err().to_string().contains("perhaps"));
-    assert!(daemon.log().contains("unheard-of"));
+    daemon.says("unheard-of").unwrap();
 
     let guest = daemon.guest(Options::default()).unwrap();
     let flags = guest.init(&Init::default()).unwrap().flags;

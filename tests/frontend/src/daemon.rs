@@ -134,6 +134,13 @@ impl Daemon {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
+    /// Waits until it has said `what`, which a thread of its own writes.
+    pub fn says(&self, what: &str) -> Result<()> {
+        self.wait_for(what, Duration::from_secs(20), |daemon| {
+            daemon.log().contains(what)
+        })
+    }
+
     /// Whether it is alive.
     pub fn is_alive(&mut self) -> bool {
         if self.ended.is_none() {
