@@ -533,6 +533,199 @@ fn the_command_prints_its_address_first_and_ends_with_sigterm() {
     assert!(process.wait().unwrap().success());
 }
 
+/// A server with an empty directory, in front of `upstream`.
+fn in_front_of(upstream: &str) -> (TempDir, Server) {
+    let store = TempDir::new().unwrap();
+    let server = mirror(&store, upstream);
+    (store, server)
+}
+
+fn mirror(store: &TempDir, upstream: &str) -> Server {
+    Server::start(Options {
+        directories: vec![store.path().to_path_buf()],
+        upstream: Some(upstream.to_owned()),
+        ..Options::default()
+    })
+    .unwrap()
+}
+
+/// Names of all files in a store.
+fn stored(store: &TempDir) -> Vec<String> {
+    ["blobs", "tags"]
+        .iter()
+        .flat_map(|name| fs::read_dir(store.path().join(name)).unwrap())
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+#[test]
+fn an_upstream_is_asked_once_for_what_is_not_there() {
+    let images = images(1_500_000);
+    let upstream = images.serve(Options {
+        fault: "latency=100".parse().unwrap(),
+        ..Options::default()
+    });
+    let (store, server) = in_front_of(&upstream.url());
+    let part = || ask(&server, "GET", &images.path(), &["Range: bytes=700000-700999"]);
+    let head = || ask(&server, "HEAD", &images.path(), &[]);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..4).map(|_| scope.spawn(part)).collect();
+        for reader in readers {
+            let answer = reader.join().unwrap();
+            assert_eq!(
+                (answer.status, answer.header("content-range")),
+                (206, Some("bytes 700000-700999/1500000"))
+            );
+            assert!(answer.body == images.blob[700_000..701_000]);
+        }
+    });
+    assert_eq!(upstream.requests().len(), 1, "{:?}", upstream.requests());
+    assert_eq!(stored(&store), vec![images.digest.clone()]);
+
+    upstream.stop();
+    assert_eq!(part().status, 206);
+    assert_eq!(head().header("content-length"), Some("1500000"));
+    assert!(get(&server, &images.path()).body == images.blob);
+    let other = format!("/v2/x/blobs/sha256:{}", "0".repeat(64));
+    let gone = get(&server, &other);
+    let reason = String::from_utf8(gone.body).unwrap();
+    assert_eq!(gone.status, 502, "{reason}");
+    assert!(reason.contains("127.0.0.1:"), "it is named: {reason}");
+}
+
+#[test]
+fn what_an_upstream_damages_or_lacks_is_not_stored() {
+    let images = images(300_000);
+    let upstream = images.serve(Options {
+        fault: "corrupt=1".parse().unwrap(),
+        ..Options::default()
+    });
+    let (store, server) = in_front_of(&upstream.url());
+    let damaged = get(&server, &images.path());
+    let reason = String::from_utf8(damaged.body).unwrap();
+    assert_eq!(damaged.status, 502, "{reason}");
+    assert!(
+        reason.contains(&images.digest) && reason.contains("has digest"),
+        "{reason}"
+    );
+    for (fault, status) in [
+        ("truncate=1", 502),
+        ("fail=1,status=503", 502),
+        ("fail=1,status=404", 404),
+    ] {
+        upstream.set_fault(fault.parse().unwrap());
+        assert_eq!(get(&server, &images.path()).status, status, "{fault}");
+    }
+    assert_eq!(stored(&store), Vec::<String>::new());
+    upstream.set_fault(Fault::default());
+    let other = format!("/v2/x/blobs/sha256:{}", "0".repeat(64));
+    assert_eq!(get(&server, &other).status, 404);
+    assert_eq!(get(&server, &images.path().replace("deep", "..")).status, 400);
+    assert!(get(&server, &images.path()).body == images.blob);
+}
+
+/// Registry with one manifest, `repository:latest`, that closes after `answers` answers; how many it gave.
+fn registry_of_a_manifest(
+    manifest: &'static str,
+    answers: usize,
+) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serve = move || {
+        let answer = || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = vec![0; 4096];
+            let mut size = 0;
+            while !request[..size].ends_with(b"\r\n\r\n") {
+                size += stream.read(&mut request[size..]).unwrap();
+            }
+            let length = manifest.len();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{manifest}"
+            )
+            .unwrap();
+            let text = String::from_utf8(request[..size].to_vec()).unwrap();
+            text.lines().next().unwrap().to_owned()
+        };
+        (0..answers).map(|_| answer()).collect()
+    };
+    (url, std::thread::spawn(serve))
+}
+
+#[test]
+fn manifests_are_kept_by_digest_and_tags_answer_without_the_upstream() {
+    let manifest =
+        r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(manifest)));
+    let (url, registry) = registry_of_a_manifest(manifest, 2);
+    let (store, server) = in_front_of(&url);
+    let path = |reference: &str| format!("/v2/some/repository/manifests/{reference}");
+    let check = |server: &Server, reference: &str| {
+        let answer = get(server, &path(reference));
+        assert_eq!(
+            answer.status,
+            200,
+            "{reference}: {}",
+            String::from_utf8_lossy(&answer.body)
+        );
+        assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()));
+        assert_eq!(
+            answer.header("content-type"),
+            Some("application/vnd.oci.image.index.v1+json")
+        );
+        assert_eq!(answer.body, manifest.as_bytes());
+    };
+    check(&server, "latest");
+    check(&server, &digest);
+    check(&server, &digest);
+    assert_eq!(
+        registry.join().unwrap(),
+        [
+            format!("GET {} HTTP/1.1", path("latest")),
+            format!("GET {} HTTP/1.1", path(&digest))
+        ]
+    );
+    // The registry is gone now, and the server is another one.
+    server.stop();
+    let server = mirror(&store, &url);
+    check(&server, "latest");
+    check(&server, &digest);
+    assert_eq!(ask(&server, "HEAD", &path("latest"), &[]).status, 200);
+    assert_eq!(get(&server, &path("other")).status, 502);
+}
+
+#[test]
+fn what_is_no_manifest_is_not_stored_as_one() {
+    let (url, registry) = registry_of_a_manifest("<html>", 1);
+    let (store, server) = in_front_of(&url);
+    let answer = get(&server, "/v2/x/manifests/latest");
+    let reason = String::from_utf8(answer.body).unwrap();
+    assert!(answer.status == 502 && reason.contains("no manifest"), "{reason}");
+    registry.join().unwrap();
+    assert_eq!(stored(&store), Vec::<String>::new());
+}
+
+#[test]
+fn an_upstream_needs_a_url_and_a_directory_to_keep_things_in() {
+    let store = TempDir::new().unwrap();
+    let start = |directories: Vec<PathBuf>, upstream: &str| {
+        let options = Options {
+            directories,
+            upstream: Some(upstream.to_owned()),
+            ..Options::default()
+        };
+        Server::start(options).err().unwrap().to_string()
+    };
+    let there = || vec![store.path().to_path_buf()];
+    assert!(start(there(), "ftp://registry.test").contains("upstream"));
+    assert!(start(there(), "http://registry.test/path").contains("upstream"));
+    assert!(start(Vec::new(), "http://registry.test").contains("directory"));
+    fs::write(store.path().join("file"), b"").unwrap();
+    let file = store.path().join("file");
+    assert!(start(vec![file], "http://registry.test").contains("file"));
+}
+
 #[test]
 fn a_directory_that_is_not_there_is_named() {
     let missing = PathBuf::from("/nonexistent/images");

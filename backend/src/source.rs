@@ -14,6 +14,7 @@ pub(crate) mod http;
 pub(crate) mod http_proxy;
 pub(crate) mod oss;
 mod parts;
+pub mod pull;
 pub(crate) mod registry;
 pub(crate) mod remote;
 pub(crate) mod retry;

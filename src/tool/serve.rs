@@ -2,7 +2,8 @@
 //!
 //! Speaks the part of the OCI distribution specification that a lazy loader needs: `GET` and `HEAD` of
 //! `/v2/<any repository>/blobs/sha256:<hex>` with single ranges, `/v2/`, and a token endpoint. Every answer can be
-//! delayed or damaged on demand, at any time, so that a client can be shown a registry on a bad day.
+//! delayed or damaged on demand, at any time, so that a client can be shown a registry on a bad day. With an upstream, what
+//! the directories lack is fetched from there once, manifests too.
 //!
 //! | path | answer |
 //! |---|---|
@@ -17,11 +18,15 @@
 //! * `fault`: what goes wrong.
 //! * `answer`: ranges and bodies.
 //! * `record`: the account of what was asked.
+//! * `find`: what is asked for. `pull`: what the directories lack, from an upstream. `manifest`: manifests and names.
 
 mod answer;
 mod auth;
 mod catalog;
 mod fault;
+mod find;
+mod manifest;
+mod pull;
 mod record;
 mod tls;
 
@@ -49,6 +54,7 @@ use super::BoxError;
 use auth::Gate;
 use catalog::Catalog;
 use fault::Dice;
+use pull::Pull;
 use record::Records;
 
 /// Arguments of `rafs serve`.
@@ -76,6 +82,10 @@ pub struct Arguments {
     /// Seconds that a token is good for.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "token")]
     token_ttl: u64,
+    /// Registry to fetch from, once, what the directories lack: http[s]://HOST[:PORT]. It is kept in the first directory, which
+    /// has to be writable; blobs are verified against their digest.
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
     /// Append one JSON object per registry request to this file.
     #[arg(long, value_name = "FILE")]
     request_log: Option<PathBuf>,
@@ -98,6 +108,8 @@ pub struct Options {
     pub fault: Fault,
     /// Who may ask.
     pub auth: Auth,
+    /// Registry that what is not there is fetched from, to be kept in the first directory.
+    pub upstream: Option<String>,
     /// File that a JSON line per registry request is appended to.
     pub request_log: Option<PathBuf>,
     /// Serve https.
@@ -131,11 +143,18 @@ pub enum ServeError {
     /// Certificate or key are of no use.
     #[error("cannot use the TLS certificate: {0}")]
     Tls(String),
+    /// The upstream's URL is none.
+    #[error("cannot use the upstream")]
+    Upstream(#[source] backend::error::SourceError),
+    /// Nowhere to keep what the upstream sends.
+    #[error("an upstream needs a directory")]
+    NoStore,
 }
 
 /// What all requests share.
 struct State {
     catalog: Catalog,
+    pull: Option<Arc<Pull>>,
     gate: Gate,
     fault: Mutex<Fault>,
     dice: Dice,
@@ -161,7 +180,13 @@ impl Server {
             .build()
             .map_err(ServeError::Runtime)?;
         let tls = options.tls.as_ref().map(Identity::acceptor).transpose()?;
+        let pull = match (&options.upstream, options.directories.first()) {
+            (None, _) => None,
+            (Some(upstream), Some(store)) => Some(Arc::new(Pull::new(upstream, store)?)),
+            (Some(_), None) => return Err(ServeError::NoStore),
+        };
         let state = Arc::new(State {
+            pull,
             catalog: Catalog::new(options.directories)?,
             gate: Gate::new(options.auth),
             dice: Dice::new(options.fault.seed),
@@ -285,6 +310,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
         listen: Some(arguments.listen),
         fault,
         auth,
+        upstream: arguments.upstream,
         request_log: arguments.request_log,
         tls,
     })?;

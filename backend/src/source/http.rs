@@ -505,7 +505,7 @@ pub(crate) fn protocol(host: &str, detail: String) -> SourceError {
     SourceError::new(SourceErrorKind::Protocol, host, detail)
 }
 
-fn stalled(host: &str, patience: Duration, what: &str) -> SourceError {
+pub(super) fn stalled(host: &str, patience: Duration, what: &str) -> SourceError {
     SourceError::new(
         SourceErrorKind::Stalled,
         host,
@@ -513,7 +513,7 @@ fn stalled(host: &str, patience: Duration, what: &str) -> SourceError {
     )
 }
 
-fn kind_of(error: &reqwest::Error) -> SourceErrorKind {
+pub(super) fn kind_of(error: &reqwest::Error) -> SourceErrorKind {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if let Some(rustls::Error::InvalidCertificate(_)) = tls_error(inner) {

@@ -18,6 +18,9 @@ use serde_json::json;
 use super::State;
 use super::catalog::is_digest;
 use super::fault::Fault;
+use super::find::{Content, Found, by_digest, by_tag, only_by_digest};
+use super::manifest;
+use super::pull::Kind;
 use super::record::Recording;
 
 /// Bytes that are read from a blob at a time.
@@ -36,12 +39,16 @@ pub(super) fn router(state: Arc<State>) -> Router {
 }
 
 /// An error as the distribution specification words it.
-fn refuse(status: StatusCode, code: &str, message: impl Into<String>) -> Response {
+pub(super) fn refuse(status: StatusCode, code: &str, message: impl Into<String>) -> Response {
     (
         status,
         Json(json!({"errors": [{"code": code, "message": message.into()}]})),
     )
         .into_response()
+}
+
+pub(super) fn broken(error: impl std::fmt::Display) -> Response {
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", error.to_string())
 }
 
 fn unauthorized(challenge: &str) -> Response {
@@ -150,7 +157,7 @@ async fn registry(
     let range = headers
         .get(header::RANGE)
         .map(|range| String::from_utf8_lossy(range.as_bytes()).into_owned());
-    let answer = match blob(&state, &rest, &method, &headers, range.as_deref()).await {
+    let answer = match object(&state, &rest, &method, &headers, range.as_deref()).await {
         Ok(answer) | Err(answer) => answer,
     };
     let (head, body) = answer.into_parts();
@@ -177,25 +184,19 @@ struct Planned {
     end: u64,
 }
 
-/// Where a body is taken from.
-#[derive(Clone)]
-enum Content {
-    /// A blob.
-    File(Arc<File>),
-    /// Ranges of a blob with heads between them, put together before.
-    Parts(Bytes),
-}
-
-async fn blob(
+/// The answer to a request for a blob or a manifest.
+async fn object(
     state: &Arc<State>,
     rest: &str,
     method: &Method,
     headers: &HeaderMap,
     range: Option<&str>,
 ) -> Result<Response, Response> {
-    let (repository, digest) = rest
-        .rsplit_once("/blobs/")
-        .ok_or_else(|| refuse(StatusCode::NOT_FOUND, "UNSUPPORTED", "only blobs are served here"))?;
+    let split = |what| rest.rsplit_once(what);
+    let (repository, name, kind) = split("/blobs/")
+        .map(|(repository, name)| (repository, name, Kind::Blob))
+        .or_else(|| split("/manifests/").map(|(repository, name)| (repository, name, Kind::Manifest)))
+        .ok_or_else(only_by_digest)?;
     state
         .gate
         .check(headers, Some(repository), &origin(state, headers))
@@ -207,39 +208,47 @@ async fn blob(
             "this registry is read-only",
         ));
     }
-    let hex = digest
-        .strip_prefix("sha256:")
-        .filter(|hex| is_digest(hex))
-        .ok_or_else(|| {
-            refuse(
-                StatusCode::BAD_REQUEST,
-                "DIGEST_INVALID",
-                "expected sha256:<64 hex digits>",
-            )
-        })?;
+    let digest = name.strip_prefix("sha256:").filter(|hex| is_digest(hex));
+    if digest.is_none() && (kind == Kind::Blob || !manifest::is_tag(name)) {
+        return Err(refuse(
+            StatusCode::BAD_REQUEST,
+            "DIGEST_INVALID",
+            "expected sha256:<64 hex digits>",
+        ));
+    }
     let fault = state.fault.lock().clone();
     if state.dice.hits(fault.fail) {
         let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return Err(refuse(status, "UNKNOWN", "failed on demand"));
     }
-    let (shared, wanted) = (state.clone(), hex.to_owned());
-    let found = tokio::task::spawn_blocking(move || shared.catalog.open(&wanted))
-        .await
-        .ok()
-        .flatten();
-    let (file, size) =
-        found.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("no blob {digest}")))?;
+    let found = match digest {
+        Some(hex) => by_digest(state, kind, repository, hex).await?,
+        None => by_tag(state, repository, name).await?,
+    };
+    answer(state, &fault, found, range).await
+}
 
-    let (content, list) = match range.and_then(|range| parse_list(range, size)) {
-        None => (Content::File(Arc::new(file)), None),
-        Some(ranges) => {
+/// The head of an answer, with the plan of its body.
+async fn answer(
+    state: &State,
+    fault: &Fault,
+    found: Found,
+    range: Option<&str>,
+) -> Result<Response, Response> {
+    let Found {
+        content,
+        size,
+        digest,
+        kind,
+    } = found;
+    let (content, list) = match (range.and_then(|range| parse_list(range, size)), content) {
+        (Some(ranges), Content::File(file)) => {
             let body = tokio::task::spawn_blocking(move || parts(&file, &ranges, size));
-            let body = body.await.map_err(io::Error::other).flatten();
-            let body = body
-                .map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", error.to_string()))?;
+            let body = body.await.map_err(io::Error::other).flatten().map_err(broken)?;
             let length = body.len() as u64;
-            (Content::Parts(body), Some(length))
+            (Content::Bytes(body), Some(length))
         }
+        (_, content) => (content, None),
     };
     let asked = range.and_then(|range| parse_range(range, size));
     let (status, span) = match &asked {
@@ -269,14 +278,7 @@ async fn blob(
     };
     let mut response = Response::builder()
         .status(status)
-        .header(
-            header::CONTENT_TYPE,
-            if list.is_some() {
-                LIST
-            } else {
-                "application/octet-stream"
-            },
-        )
+        .header(header::CONTENT_TYPE, if list.is_some() { LIST } else { &kind })
         .header(header::CONTENT_LENGTH, length)
         .header(header::ACCEPT_RANGES, "bytes")
         .header("docker-content-digest", digest);
@@ -406,7 +408,7 @@ fn read_piece(plan: &Planned, at: u64, size: u64) -> io::Result<Bytes> {
             file.read_exact_at(&mut bytes, at)?;
             bytes
         }
-        Content::Parts(body) => {
+        Content::Bytes(body) => {
             let piece = body.get(at as usize..(at + size) as usize);
             piece.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec()
         }
