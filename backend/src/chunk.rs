@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 /// Compression of a blob's chunks (blob table, `compression_algo`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -74,8 +76,8 @@ pub struct ZranContext {
     pub bits: u8,
     /// The byte before the slice.
     pub byte: u8,
-    /// Window to start with, at most 32 KiB.
-    pub dictionary: Vec<u8>,
+    /// Window to start with, at most 32 KiB. Slices may share one.
+    pub dictionary: Bytes,
 }
 
 /// One chunk of a blob. Sizes and offsets are in bytes.

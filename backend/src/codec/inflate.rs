@@ -325,11 +325,11 @@ mod tests {
                 decoded_size: second.len() as u32,
                 bits,
                 byte: if bytes == 0 { 0xff } else { moved[bytes - 1] },
-                dictionary: window.to_vec(),
+                dictionary: window.to_vec().into(),
             };
             assert_eq!(slice(&moved[bytes..], &context).unwrap(), second, "shift {shift}");
             let blind = ZranContext {
-                dictionary: Vec::new(),
+                dictionary: Bytes::new(),
                 ..context.clone()
             };
             assert!(
@@ -361,7 +361,7 @@ mod tests {
             decoded_size: 9000,
             bits: 0,
             byte: 0,
-            dictionary: Vec::new(),
+            dictionary: Bytes::new(),
         };
         assert_eq!(slice(&stored, &context).unwrap(), plain);
         assert!(slice(&stored[..3000.min(stored.len() / 2)], &context).is_err());
@@ -377,7 +377,7 @@ mod tests {
             decoded_size: 30_000,
             bits: 0,
             byte: 0,
-            dictionary: Vec::new(),
+            dictionary: Bytes::new(),
         };
         assert_eq!(slice(&stream, &context).unwrap(), plain);
     }
@@ -388,7 +388,7 @@ mod tests {
             stored in proptest::collection::vec(proptest::num::u8::ANY, 0..300),
             bits in 0u8..8, byte: u8, window in 0usize..100, size in 1u32..5000,
         ) {
-            let context = ZranContext { number: 0, decoded_size: size, bits, byte, dictionary: vec![7; window] };
+            let context = ZranContext { number: 0, decoded_size: size, bits, byte, dictionary: vec![7; window].into() };
             if let Ok(data) = slice(&stored, &context) {
                 proptest::prop_assert_eq!(data.len(), size as usize);
             }

@@ -186,7 +186,7 @@ impl TestBlob {
             decoded_size: decoded.len() as u32,
             bits: 0,
             byte: 0,
-            dictionary: Vec::new(),
+            dictionary: Bytes::new(),
         });
         let mut offset = 0;
         for chunk in &mut blob.chunks {

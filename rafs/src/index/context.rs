@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use backend::chunk::{Chunk, Compression, Encoding, ZranContext as EntryPoint};
 use backend::codec;
+use bytes::Bytes;
 use zerocopy::FromBytes;
 
 use crate::layout::blob::{
@@ -62,9 +63,11 @@ impl Contexts {
         let kind = if facts.features.has(Features::ZRAN) {
             let (contexts, dictionaries) =
                 <[ZranContext]>::ref_from_prefix_with_elems(rest, count).map_err(|_| too_small())?;
+            // Contexts may name the same bytes, so none has a copy of its own.
+            let dictionaries = Bytes::copy_from_slice(dictionaries);
             let points = (0u32..)
                 .zip(contexts)
-                .map(|(number, context)| entry_point(number, context, dictionaries));
+                .map(|(number, context)| entry_point(number, context, &dictionaries));
             Kind::Zran(points.collect::<Result<_, _>>()?)
         } else {
             let (contexts, _) =
@@ -200,7 +203,7 @@ fn decompress(info: &ChunkInfoFacts, stored: &[u8]) -> Result<Vec<u8>, String> {
 fn entry_point(
     number: u32,
     context: &ZranContext,
-    dictionaries: &[u8],
+    dictionaries: &Bytes,
 ) -> Result<(ZranContext, Arc<EntryPoint>), String> {
     let refuse = |what: &str| Err(format!("gzip context {number}: {what}"));
     if context.bits > 7 {
@@ -215,15 +218,54 @@ fn entry_point(
     }
     let start = usize::try_from(context.dictionary_offset.get()).unwrap_or(usize::MAX);
     let end = start.saturating_add(context.dictionary_size.get() as usize);
-    let Some(dictionary) = dictionaries.get(start..end) else {
+    if end > dictionaries.len() {
         return refuse("dictionary beyond the end");
-    };
+    }
     let point = EntryPoint {
         number,
         decoded_size: context.out_size.get(),
         bits: context.bits,
         byte: context.byte,
-        dictionary: dictionary.to_vec(),
+        dictionary: dictionaries.slice(start..end),
     };
     Ok((*context, Arc::new(point)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_that_name_one_dictionary_share_its_memory() {
+        let dictionaries = Bytes::from(vec![7; MAX_DICTIONARY as usize]);
+        let context = ZranContext {
+            in_offset: 0.into(),
+            out_offset: 0.into(),
+            dictionary_offset: 0.into(),
+            in_size: 10.into(),
+            out_size: 10.into(),
+            dictionary_size: MAX_DICTIONARY.into(),
+            byte: 0,
+            bits: 0,
+            reserved: [0; 2],
+        };
+        for number in 0..1000 {
+            let (_, point) = entry_point(number, &context, &dictionaries).unwrap();
+            assert_eq!(point.dictionary.as_ptr(), dictionaries.as_ptr());
+        }
+        let beyond = ZranContext {
+            dictionary_offset: 1.into(),
+            ..context
+        };
+        assert!(
+            entry_point(0, &beyond, &dictionaries)
+                .unwrap_err()
+                .contains("beyond the end")
+        );
+        let far = ZranContext {
+            dictionary_offset: u64::MAX.into(),
+            ..context
+        };
+        assert!(entry_point(0, &far, &dictionaries).is_err());
+    }
 }
