@@ -100,8 +100,14 @@ fn mount(directory: &Path, mountpoint: &str, fs_type: &str, source: &Path, confi
     assert_eq!(answer.status, 204, "{}", answer.body);
 }
 
-/// Allocations of queue threads while a request is served many times, after a few to warm up.
+/// Allocations of queue threads while a request is served many times, after a few to warm up: the least of three rounds, for
+/// there are things that a thread allocates once in its life, such as its place in the queue of a lock that it first waits for.
 fn allocations(guest: &Guest, request: &ops::Request) -> u64 {
+    let rounds = [(); 3].map(|()| allocations_once(guest, request));
+    rounds.into_iter().min().unwrap_or(u64::MAX)
+}
+
+fn allocations_once(guest: &Guest, request: &ops::Request) -> u64 {
     let serve = |times: usize| {
         for _ in 0..times {
             guest.call(request).unwrap();
