@@ -50,6 +50,7 @@ pub(crate) struct Transport {
 pub(crate) struct Answer {
     response: Response,
     route: Way,
+    asked: Instant,
 }
 
 /// Before the origin, or the origin itself.
@@ -165,11 +166,11 @@ impl Transport {
         let mut patient = delay.is_none();
         loop {
             tokio::select! {
-                Some((way, took, outcome)) = running.next() => {
+                Some((way, asked, outcome)) = running.next() => {
                     match judge(&way, &outcome) {
                         Ok(()) => {
-                            self.hedge.answered(took);
-                            return outcome.map(|response| Answer { response, route: way });
+                            self.hedge.answered(asked.elapsed());
+                            return outcome.map(|response| Answer { response, route: way, asked });
                         }
                         Err(reason) => {
                             if let (Some(route), Some(reason)) = (&way, reason) {
@@ -177,7 +178,7 @@ impl Transport {
                             }
                             if running.is_empty() {
                                 let Some(way) = ways.next() else {
-                                    return outcome.map(|response| Answer { response, route: way });
+                                    return outcome.map(|response| Answer { response, route: way, asked });
                                 };
                                 last = way;
                                 running.push(self.ask(last.clone(), url, &all));
@@ -200,8 +201,8 @@ impl Transport {
         way: Way,
         url: &Url,
         headers: &HeaderMap,
-    ) -> (Way, Duration, Result<Response, SourceError>) {
-        let begin = Instant::now();
+    ) -> (Way, Instant, Result<Response, SourceError>) {
+        let asked = Instant::now();
         let outcome = match &way {
             Some(route) => {
                 let (target, headers) = route.request(url, headers);
@@ -209,7 +210,7 @@ impl Transport {
             }
             None => self.send(&self.client, url, headers.clone()).await,
         };
-        (way, begin.elapsed(), outcome)
+        (way, asked, outcome)
     }
 
     async fn send(&self, client: &Client, url: &Url, headers: HeaderMap) -> Result<Response, SourceError> {
@@ -247,7 +248,7 @@ impl Transport {
         };
         if let Some(route) = &answer.route {
             match &outcome {
-                Ok(()) => route.succeeded(),
+                Ok(()) => route.succeeded(answer.asked.into()),
                 Err(error) => route.failed(error),
             }
         }

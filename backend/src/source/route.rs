@@ -59,10 +59,18 @@ struct Health {
 #[derive(Default)]
 struct State {
     failures: u32,
-    /// Closed if `None`; otherwise when to try again.
-    retry_at: Option<Instant>,
+    /// Closed if `None`.
+    open: Option<Open>,
     last_use: Option<Instant>,
     checking: bool,
+}
+
+/// An open circuit.
+#[derive(Clone, Copy)]
+struct Open {
+    retry_at: Instant,
+    /// Only what was asked for since then can close it: other answers are older than the reason to open it.
+    closed_by: Instant,
 }
 
 impl Route {
@@ -180,16 +188,16 @@ impl Route {
             state.checking = true;
             tokio::spawn(check(Arc::downgrade(self)));
         }
-        match state.retry_at {
+        match &mut state.open {
             None => true,
             // Without a fallback there is nothing better to do than to try.
             Some(_) if !self.fallback => true,
             // With health checks, those decide.
             Some(_) if self.health.is_some() => false,
-            Some(at) if now < at => false,
-            Some(_) => {
+            Some(open) if now < open.retry_at => false,
+            Some(open) => {
                 // This request is the probe; the others wait for its outcome.
-                state.retry_at = Some(now + self.interval);
+                open.retry_at = now + self.interval;
                 true
             }
         }
@@ -198,14 +206,20 @@ impl Route {
     /// Whether requests go another way for now. Once that this one is due for a try, the answer is no, even if it waits for the
     /// health check.
     pub(super) fn is_left_out(&self) -> bool {
-        self.state.lock().retry_at.is_some_and(|at| Instant::now() < at)
+        self.state
+            .lock()
+            .open
+            .is_some_and(|open| Instant::now() < open.retry_at)
     }
 
-    /// A request went well.
-    pub(super) fn succeeded(&self) {
+    /// What was asked for at `asked` went well.
+    pub(super) fn succeeded(&self, asked: Instant) {
         let mut state = self.state.lock();
+        if state.open.is_some_and(|open| asked < open.closed_by) {
+            return;
+        }
         state.failures = 0;
-        if state.retry_at.take().is_some() {
+        if state.open.take().is_some() {
             tracing::info!(route = self.name(), "is back");
         }
     }
@@ -215,22 +229,29 @@ impl Route {
         let mut state = self.state.lock();
         state.failures += 1;
         if state.failures >= self.tolerated {
-            self.open(&mut state, reason);
+            self.open(&mut state, reason, Duration::ZERO);
         }
     }
 
-    /// What came this way was perhaps damaged.
+    /// What came this way was perhaps damaged, which neither the end of that very answer nor a health check disproves: it is left out for
+    /// a whole interval.
     pub(super) fn distrust(&self) {
         if self.fallback {
-            self.open(&mut self.state.lock(), &"data were damaged");
+            self.open(&mut self.state.lock(), &"data were damaged", self.interval);
         }
     }
 
-    fn open(&self, state: &mut State, reason: &dyn std::fmt::Display) {
-        if state.retry_at.is_none() {
+    /// Opens the circuit, for `least` at least.
+    fn open(&self, state: &mut State, reason: &dyn std::fmt::Display, least: Duration) {
+        if state.open.is_none() {
             tracing::warn!(route = self.name(), %reason, fallback = self.fallback, "is not used for now");
         }
-        state.retry_at = Some(Instant::now() + self.interval);
+        let now = Instant::now();
+        let before = state.open.map_or(now, |open| open.closed_by);
+        state.open = Some(Open {
+            retry_at: now + self.interval,
+            closed_by: before.max(now + least),
+        });
     }
 
     fn name(&self) -> String {
@@ -273,9 +294,10 @@ impl Health {
 async fn check(route: Weak<Route>) {
     while let Some(route) = route.upgrade() {
         let Some(health) = &route.health else { return };
+        let asked = Instant::now();
         match health.ask(route.interval).await {
-            Ok(()) => route.succeeded(),
-            Err(reason) => route.open(&mut route.state.lock(), &reason),
+            Ok(()) => route.succeeded(asked),
+            Err(reason) => route.open(&mut route.state.lock(), &reason, Duration::ZERO),
         }
         {
             let mut state = route.state.lock();
@@ -302,4 +324,58 @@ pub(super) fn secret_headers(headers: &[(String, Secret)]) -> Result<HeaderMap, 
         map.insert(name, value);
     }
     Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mirror() -> Arc<Route> {
+        let config = MirrorConfig {
+            host: "http://mirror.example".into(),
+            check_interval: Duration::from_secs(60),
+            failure_limit: 2,
+            ..MirrorConfig::default()
+        };
+        Route::mirror(
+            &Clients::default(),
+            &HttpConfig::default(),
+            "origin.example",
+            &config,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_end_of_a_damaged_answer_does_not_bring_its_way_back() {
+        let route = mirror();
+        let asked = Instant::now();
+        route.distrust();
+        route.succeeded(asked);
+        route.succeeded(Instant::now());
+        assert!(!route.usable() && route.is_left_out());
+        // An interval later:
+        let now = Instant::now();
+        route.state.lock().open = Some(Open {
+            retry_at: now,
+            closed_by: now,
+        });
+        assert!(route.usable(), "one of the requests tries it again");
+        assert!(!route.usable(), "the others wait for what it finds");
+        route.succeeded(Instant::now());
+        assert!(route.usable() && !route.is_left_out());
+    }
+
+    #[test]
+    fn an_answer_that_was_on_its_way_before_the_failures_does_not_bring_it_back() {
+        let route = mirror();
+        let asked = Instant::now();
+        route.failed(&"refused");
+        assert!(route.usable());
+        route.failed(&"refused");
+        route.succeeded(asked);
+        assert!(!route.usable());
+        route.succeeded(Instant::now());
+        assert!(route.usable());
+    }
 }
