@@ -18,8 +18,8 @@ PACKAGES_FUZZ := g++
 # Servers that sources are tested against; without them those tests say SKIPPED.
 PACKAGES_SOURCES := docker-registry apache2-utils
 PACKAGES_GUEST := qemu-system-x86 debootstrap xz-utils zstd
-# What tests call: kill, strace, and Python for readers of images and archives that are not ours.
-PACKAGES_TEST := procps python3 strace
+# What tests call: kill, strace, Python for readers of images and archives that are not ours, makers of other file systems.
+PACKAGES_TEST := procps python3 strace xfsprogs btrfs-progs
 # What scrapes and checks our metrics.
 PACKAGES_MONITORING := prometheus
 # For building the peers that benchmarks compare with.

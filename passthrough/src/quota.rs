@@ -10,6 +10,9 @@
 //! gate; one that is short of room takes the gate for itself, so nothing is promised to others when it is decided. What
 //! does not grow is never refused.
 //!
+//! XFS gives a file that grows as much again, ahead of its data, and takes back what is not used when the file is closed.
+//! That is room taken from others, so it is left to do so only while there is plenty ([`Account::ahead`]).
+//!
 //! What the host changes is found by counting afresh ([`recount`]): now and then, and soon after a refusal.
 
 mod charge;
@@ -23,6 +26,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::inode::Key;
 use crate::sys::errno;
@@ -33,6 +38,13 @@ pub(crate) use recount::Recounter;
 
 /// How often the first count is tried again while the host changes the tree.
 const FIRST_COUNTS: usize = 10;
+/// The number that `fstatfs` has for XFS.
+const XFS_SUPER_MAGIC: u64 = 0x5846_5342;
+/// A file grows as its host likes while there is room for so many times its size, so that what it is given ahead of its
+/// data is an eighth of the room at most.
+const AHEAD_TIMES: u64 = 16;
+/// What a small file is given ahead of its data, in bytes, and as much for its alignment.
+const AHEAD_LEAST: u64 = 128 << 10;
 
 /// The most that a mount may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,10 +96,23 @@ struct Ledger {
     changes: u64,
 }
 
+/// How a range of a file comes to have a place on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filling {
+    /// By FALLOCATE: all of it, and not more.
+    Allocate,
+    /// By writing all of it.
+    Write,
+    /// By writing as much of it as there is room for.
+    WritePart,
+}
+
 /// The use that one mount makes of its quota.
 #[derive(Debug)]
 pub(crate) struct Account {
     limits: Quota,
+    /// The host gives files that grow space ahead of their data.
+    runs_ahead: bool,
     /// What is found on other mounts is not counted.
     mount: u64,
     /// What space is given in, in bytes.
@@ -110,8 +135,10 @@ impl Account {
     /// What the host says of a directory that cannot be read; EAGAIN if the host goes on moving directories about.
     pub(crate) fn open(limits: Quota, root: OwnedFd, key: Key) -> io::Result<Arc<Self>> {
         let block = rustix::fs::fstatvfs(&root)?.f_frsize.max(512);
+        let kind = rustix::fs::fstatfs(&root)?.f_type;
         let account = Account {
             limits,
+            runs_ahead: kind as u64 == XFS_SUPER_MAGIC && limits.bytes.is_some(),
             mount: key.mount,
             block,
             root,
@@ -189,7 +216,7 @@ impl Account {
     }
 
     /// Begins a change that gives `length` bytes of `file` from `offset` on a place on the disk (`None`: at its end).
-    /// Returns for how many of them, from the first on, there is room: all, or with `partly` fewer.
+    /// Returns for how many of them, from the first on, there is room: all, or fewer if they are written in part.
     ///
     /// # Errors
     ///
@@ -199,11 +226,12 @@ impl Account {
         file: BorrowedFd<'_>,
         offset: Option<u64>,
         length: u64,
-        partly: bool,
+        filling: Filling,
     ) -> io::Result<(Change<'_>, u64)> {
         // One block more than the bytes fill, since they may begin anywhere in the first.
+        let bytes = self.rounded(length).saturating_add(self.block);
         let most = QuotaUsage {
-            bytes: self.rounded(length).saturating_add(self.block),
+            bytes: bytes.saturating_add(self.ahead(file, offset, length, filling)?),
             inodes: 0,
         };
         if let Some(change) = self.promise(most, Gate::shared(self)) {
@@ -212,11 +240,11 @@ impl Account {
         let gate = Gate::exclusive(self);
         let offset = match offset {
             Some(offset) => offset,
-            None => u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0),
+            None => size_of(file)?,
         };
         let room = self.room().bytes;
         let fit = growth::fitting(file, offset, length, self.block, room)?;
-        if fit.length < length && (!partly || fit.length == 0) {
+        if fit.length < length && (filling != Filling::WritePart || fit.length == 0) {
             drop(gate);
             return Err(self.refuse());
         }
@@ -225,7 +253,30 @@ impl Account {
             inodes: 0,
         };
         self.ledger.lock().promised.add(exactly);
-        Ok((self.promised(exactly, gate), fit.length))
+        let change = self.promised(exactly, gate);
+        if self.runs_ahead && fit.growth > 0 && filling != Filling::Allocate {
+            take_place(file, offset, fit.length)?;
+        }
+        Ok((change, fit.length))
+    }
+
+    /// Bytes that there must be room for beside those written, if `file` may be given space ahead of its data.
+    fn ahead(
+        &self,
+        file: BorrowedFd<'_>,
+        offset: Option<u64>,
+        length: u64,
+        filling: Filling,
+    ) -> io::Result<u64> {
+        if !self.runs_ahead || filling == Filling::Allocate {
+            return Ok(0);
+        }
+        let size = size_of(file)?;
+        let end = offset.unwrap_or(size).saturating_add(length);
+        if end <= size {
+            return Ok(0);
+        }
+        Ok(end.saturating_mul(AHEAD_TIMES).saturating_add(AHEAD_LEAST))
     }
 
     fn rounded(&self, bytes: u64) -> u64 {
@@ -294,6 +345,19 @@ impl Account {
             shown.f_ffree = least(shown.f_ffree, room.inodes, none);
             shown.f_favail = least(shown.f_favail, room.inodes, none);
         }
+    }
+}
+
+fn size_of(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0))
+}
+
+/// Gives a range of `file` its place, and not more, so that writing to it takes none.
+fn take_place(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length) {
+        // Files that are written to another place each time have none.
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => Ok(other?),
     }
 }
 

@@ -12,7 +12,6 @@ mod common;
 
 use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,26 +19,6 @@ use common::*;
 use fuse_backend_rs::abi::fuse_abi::{ATTR_SUBMOUNT, FsOptions};
 use fuse_backend_rs::api::filesystem::FileSystem;
 use rafsd_passthrough::{FdBudget, MountWatcher, PassthroughFs};
-use rustix::thread::UnshareFlags;
-
-fn run(command: &str) -> bool {
-    Command::new("sh")
-        .args(["-c", command])
-        .status()
-        .unwrap()
-        .success()
-}
-
-/// Moves the test's thread to a mount namespace of its own.
-fn own_mounts(test: &str) -> bool {
-    if !privileged(test) {
-        return false;
-    }
-    // SAFETY: descriptors stay shared; the thread only gets a mount table and a working directory of its own.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
-    assert!(run("mount --make-rprivate /"));
-    true
-}
 
 fn mount_tmpfs(share: &Share, name: &str) {
     assert!(run(&format!(

@@ -10,12 +10,14 @@
 use std::ffi::CStr;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, FsOptions, stat64};
 use fuse_backend_rs::api::filesystem::{Context, Entry, FileSystem, ZeroCopyReader, ZeroCopyWriter};
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 use rafsd_passthrough::{Options, PassthroughFs};
+use rustix::thread::UnshareFlags;
 use tempfile::TempDir;
 
 pub const ROOT: u64 = 1;
@@ -203,6 +205,26 @@ pub fn privileged(test: &str) -> bool {
         println!("SKIPPED {test}: needs the capabilities of user 0");
     }
     all
+}
+
+/// Runs a line of shell; whether it succeeded.
+pub fn run(command: &str) -> bool {
+    Command::new("sh")
+        .args(["-c", command])
+        .status()
+        .unwrap()
+        .success()
+}
+
+/// Moves the test's thread to a mount namespace of its own.
+pub fn own_mounts(test: &str) -> bool {
+    if !privileged(test) {
+        return false;
+    }
+    // SAFETY: descriptors stay shared; the thread only gets a mount table and a working directory of its own.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+    assert!(run("mount --make-rprivate /"));
+    true
 }
 
 pub fn exists(path: &Path) -> bool {
