@@ -368,6 +368,9 @@ fn same_as_virtiofsd(test: &str, operations: usize) {
                 assert_eq!(Some(text), there.get(path), "seed {seed}, after {number}: {path}");
             }
             assert_eq!(here.len(), there.len(), "seed {seed}, after {number}");
+            if (number + 1) % (10 * ROUND) == 0 {
+                println!("{} of {operations} operations", number + 1);
+            }
         }
     }
     println!("{operations} operations, {done} of them without an error: no difference");

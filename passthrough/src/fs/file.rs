@@ -155,10 +155,12 @@ impl PassthroughFs {
         };
         let at = (per_write & libc::RWF_APPEND == 0).then_some(offset);
         // Part of a page that the guest has collected is not worth writing: the guest could not tell which.
-        let filling = if delayed { Filling::Write } else { Filling::WritePart };
-        let (change, fits) = charge
-            .account()
-            .change_data(file, at, u64::from(size), filling)?;
+        let filling = if delayed {
+            Filling::Write
+        } else {
+            Filling::WritePart
+        };
+        let (change, fits) = charge.account().change_data(file, at, u64::from(size), filling)?;
         let written = from.read_to(&mut Transfer::new(file, per_write), fits as usize, offset);
         charge.settle(&change, file);
         written
@@ -225,7 +227,11 @@ impl PassthroughFs {
         let account = charge.account();
         let change = match mode.intersects(TAKES_NO_SPACE) {
             true => account.change(),
-            false => account.change_data(file, Some(offset), length, Filling::Allocate)?.0,
+            false => {
+                account
+                    .change_data(file, Some(offset), length, Filling::Allocate)?
+                    .0
+            }
         };
         let allocated = rustix::fs::fallocate(file, mode, offset, length);
         charge.settle(&change, file);
@@ -274,12 +280,10 @@ impl PassthroughFs {
         if let Some(charge) = &target.charge {
             let size = u64::try_from(rustix::fs::fstat(source.as_fd())?.st_size).unwrap_or(0);
             length = length.min(size.saturating_sub(offset_in));
-            let (begun, fits) = charge.account().change_data(
-                target.as_fd(),
-                Some(offset_out),
-                length,
-                Filling::WritePart,
-            )?;
+            let (begun, fits) =
+                charge
+                    .account()
+                    .change_data(target.as_fd(), Some(offset_out), length, Filling::WritePart)?;
             (change, length) = (Some(begun), fits);
         }
         let copied = rustix::fs::copy_file_range(
