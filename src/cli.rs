@@ -182,6 +182,9 @@ impl Cli {
         if device.sock.is_some() && device.fd.is_some() {
             return usage("--sock cannot be used with --fd");
         }
+        if device.virtiofsd.socket_group.is_some() && device.sock.is_none() {
+            return usage("--socket-group needs --sock");
+        }
         if process.id.is_some() != process.supervisor.is_some() {
             return usage("--id and --supervisor need each other");
         }
@@ -205,7 +208,6 @@ impl Cli {
             (process.upgrade, "--upgrade"),
             (device.dedup_db.is_some(), "--dedup-db"),
             (given.thread_pool_size.is_some(), "--thread-pool-size"),
-            (given.socket_group.is_some(), "--socket-group"),
             (given.syslog, "--syslog"),
         ]
         .into_iter()

@@ -76,21 +76,21 @@ fn cache_directory(cache: &Cache, amplify: u64) -> Result<store::CacheConfig, St
     let Some(file_cache) = cache.file_cache() else {
         return Err(match cache.kind.as_str() {
             "fscache" => {
-                "cache.type is \"fscache\", allowed is blobcache: fscache needs the host's kernel to mount the image".into()
+                "the cache's type is \"fscache\", allowed is blobcache: fscache needs the host's kernel to mount the image".into()
             }
             kind => format!(
-                "cache.type is {kind:?}, allowed is blobcache: Rafs v6 must have local blobcache configured, with a work_dir"
+                "the cache's type is {kind:?}, allowed is blobcache: Rafs v6 must have local blobcache configured, with a work_dir"
             ),
         });
     };
     if file_cache.enable_encryption || file_cache.enable_convergent_encryption {
         return Err(
-            "cache.filecache.enable_encryption is true, allowed is false: caches are not encrypted".into(),
+            "the cache's enable_encryption is true, allowed is false: caches are not encrypted".into(),
         );
     }
     let dir = std::path::absolute(&file_cache.work_dir)
-        .map_err(|error| format!("cache.filecache.work_dir is {:?}: {error}", file_cache.work_dir))?;
-    std::fs::create_dir_all(&dir).map_err(|error| format!("cache.filecache.work_dir is {dir:?}: {error}"))?;
+        .map_err(|error| format!("the cache's work_dir is {:?}: {error}", file_cache.work_dir))?;
+    std::fs::create_dir_all(&dir).map_err(|error| format!("the cache's work_dir is {dir:?}: {error}"))?;
     Ok(store::CacheConfig {
         amplify: u32::try_from(amplify).unwrap_or(u32::MAX),
         quota: file_cache.quota,

@@ -232,6 +232,9 @@ fn listen_for_device(
 ) -> Result<(Option<Socket>, UnixListener), Error> {
     if let Some(path) = &options.sock {
         let (socket, listener) = Socket::listen(path)?;
+        if let Some(group) = &options.virtiofsd.socket_group {
+            socket.give_to_group(group)?;
+        }
         return Ok((Some(socket), listener));
     }
     match (options.fd, passed.device.take()) {

@@ -73,7 +73,7 @@ pub struct Virtiofsd {
     /// The same for groups.
     #[arg(long, value_name = "RULE", action = clap::ArgAction::Append, value_parser = values::id_rule, global = true)]
     pub translate_gid: Vec<String>,
-    /// No effect.
+    /// Let this group, by name or number, connect to the vhost-user socket as its owner does.
     #[arg(long, value_name = "GROUP", global = true)]
     pub socket_group: Option<String>,
     /// Capabilities to keep or to give up beyond the usual, as `+sys_ptrace:-sys_admin`.

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::Error;
@@ -76,6 +76,32 @@ impl Socket {
         Ok((socket, listener))
     }
 
+    /// Lets the members of a group, by name or number, connect, as virtiofsd's option of that name does.
+    ///
+    /// # Errors
+    ///
+    /// There is no such group, or the process may not give files to it.
+    pub fn give_to_group(&self, group: &str) -> Result<(), Error> {
+        let error = |reason: String| Error::Socket {
+            path: self.name.display().to_string(),
+            reason: format!("group {group:?}: {reason}"),
+        };
+        let gid = match group.parse() {
+            Ok(number) => Gid::from_raw(number),
+            Err(_) => nix::unistd::Group::from_name(group)
+                .map_err(|reason| error(reason.to_string()))?
+                .map(|group| Gid::from_raw(group.gid.as_raw()))
+                .ok_or_else(|| error("there is none of this name".into()))?,
+        };
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(&self.directory, &self.name, None, Some(gid), flags)
+            .and_then(|()| {
+                let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
+                rustix::fs::chmodat(&self.directory, &self.name, mode, AtFlags::empty())
+            })
+            .map_err(|reason| error(reason.to_string()))
+    }
+
     /// A runtime that starts the machine monitor as another user gives that user the directory. Best effort: without
     /// the right to do it there is no other user.
     fn give_to_owner_of_directory(&self) {
@@ -86,10 +112,7 @@ impl Socket {
         if owner.st_uid == user.as_raw() && owner.st_gid == group.as_raw() {
             return;
         }
-        let (uid, gid) = (
-            rustix::fs::Uid::from_raw(owner.st_uid),
-            rustix::fs::Gid::from_raw(owner.st_gid),
-        );
+        let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         if let Err(error) = rustix::fs::chownat(&self.directory, &self.name, Some(uid), Some(gid), flags) {
             tracing::debug!(
@@ -192,6 +215,27 @@ mod tests {
         assert!(refused.contains("another process listens"), "{refused}");
         assert!(path.exists());
         drop(first);
+    }
+
+    #[test]
+    fn a_group_may_connect() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (socket, _listener) = Socket::listen(&path).unwrap();
+        let own = rustix::process::getegid().as_raw();
+        let name = nix::unistd::Group::from_gid(own.into()).unwrap();
+        for group in name.map(|group| group.name).into_iter().chain([own.to_string()]) {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            socket.give_to_group(&group).unwrap();
+            let file = path.metadata().unwrap();
+            assert_eq!((file.gid(), file.mode() & 0o777), (own, 0o660));
+        }
+        let refused = socket.give_to_group("no-such-group").unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "socket s: group \"no-such-group\": there is none of this name"
+        );
     }
 
     #[test]
