@@ -27,8 +27,6 @@ use crate::layout::{MAX_CHUNK_SIZE, MAX_CHUNKS};
 use crate::superblock::{BlobFacts, Format};
 use context::Contexts;
 
-/// Largest chunk information array that is read, with contexts and dictionaries, in bytes.
-pub(crate) const MAX_CHUNK_INFO: u64 = 256 << 20;
 /// Size of the chunks that a tar is fetched in. The image does not say: nothing about a tar is verifiable.
 pub(crate) const TARFS_CHUNK: u32 = 1 << 20;
 
@@ -202,7 +200,7 @@ impl BlobIndex {
             .superblock
             .blobs
             .get(blob)
-            .is_some_and(|facts| facts.features.0 & (Features::BATCH | Features::ZRAN) != 0);
+            .is_some_and(|facts| facts.features.need_contexts());
         Self {
             indexed,
             blob,
@@ -290,7 +288,7 @@ impl ChunkIndex for BlobIndex {
         Some(IndexRange {
             blob_id: info.blob_id.clone(),
             offset: info.offset,
-            // At most MAX_CHUNK_INFO, checked when the image was opened.
+            // At most 256 MiB, checked when the image was opened.
             size: u32::try_from(info.compressed_size + size_of::<ChunkInfoHeader>() as u64).ok()?,
         })
     }
@@ -348,17 +346,6 @@ pub(crate) fn describe_blob(
         let (chunks, size) = indexed.build_map()?.extent(blob);
         description.chunk_count = description.chunk_count.max(chunks);
         description.uncompressed_size = description.uncompressed_size.max(size);
-    }
-    if facts
-        .chunk_info
-        .as_ref()
-        .is_some_and(|info| info.uncompressed_size > MAX_CHUNK_INFO)
-    {
-        return Err(Damaged::new(
-            "blob table entry",
-            blob as u64,
-            "more chunk information than is supported",
-        ));
     }
     Ok(description)
 }

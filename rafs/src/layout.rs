@@ -11,6 +11,8 @@ pub mod blob;
 pub mod v5;
 pub mod v6;
 
+use std::borrow::Cow;
+
 use backend::chunk::{Compression, Digester};
 
 /// Smallest chunk size of an image, in bytes.
@@ -35,7 +37,7 @@ pub struct Invalid {
     /// Its value.
     pub value: u64,
     /// What is wrong with it.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
 }
 
 /// Builds the error of a field check.
@@ -43,13 +45,13 @@ pub(crate) fn invalid(
     structure: &'static str,
     field: &'static str,
     value: impl Into<u64>,
-    reason: &'static str,
+    reason: impl Into<Cow<'static, str>>,
 ) -> Invalid {
     Invalid {
         structure,
         field,
         value: value.into(),
-        reason,
+        reason: reason.into(),
     }
 }
 

@@ -16,6 +16,11 @@ use crate::layout::blob::Features;
 /// Most chunks that all blobs of an image have together. Each costs a mount some bytes, whether or not the image refers to it.
 const MAX_TOTAL_CHUNKS: u64 = 1 << 25;
 
+/// Most bytes of chunk information, uncompressed, that a batch or zran blob has: it is kept while the image is mounted.
+const MAX_CHUNK_INFO: u64 = 256 << 20;
+/// The same of all blobs of an image.
+const MAX_TOTAL_CHUNK_INFO: u64 = 1 << 30;
+
 /// A table of the bootstrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -118,16 +123,29 @@ impl Superblock {
             Version::V5 => v5::read(bootstrap, path),
             Version::V6 => v6::read(bootstrap, path),
         }?;
-        let chunks: u64 = superblock
-            .blobs
-            .iter()
-            .map(|blob| u64::from(blob.chunk_count))
-            .sum();
-        if chunks > MAX_TOTAL_CHUNKS {
-            let reason = "its blobs have more than 2^25 chunks together";
-            return Err(Damaged::new("blob table", superblock.blob_table.offset, reason).into());
-        }
+        superblock.check_totals()?;
         Ok(superblock)
+    }
+
+    /// What a mount keeps in memory for each chunk, whether or not the image refers to it, is bounded.
+    fn check_totals(&self) -> Result<(), Damaged> {
+        let refuse = |reason| Err(Damaged::new("blob table", self.blob_table.offset, reason));
+        let chunks: u64 = self.blobs.iter().map(|blob| u64::from(blob.chunk_count)).sum();
+        if chunks > MAX_TOTAL_CHUNKS {
+            return refuse("its blobs have more than 2^25 chunks together");
+        }
+        let mut total = 0;
+        for blob in self.blobs.iter().filter(|blob| blob.features.need_contexts()) {
+            let size = blob.chunk_info.as_ref().map_or(0, |info| info.uncompressed_size);
+            if size > MAX_CHUNK_INFO {
+                return refuse("a blob has more than 256 MiB of chunk information");
+            }
+            total += size;
+        }
+        if total > MAX_TOTAL_CHUNK_INFO {
+            return refuse("its blobs have more than 1 GiB of chunk information together");
+        }
+        Ok(())
     }
 }
 

@@ -4,13 +4,14 @@
 //! where they overlap; what it says beyond that only decides which bytes are decoded, and those must
 //! match the chunk's digest.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::sync::Arc;
 
 use backend::chunk::{Chunk, Compression, Encoding, ZranContext as EntryPoint};
 use backend::codec;
 use bytes::Bytes;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::layout::blob::{
     BatchContext, CHUNK_INFO_MAGIC, ChunkInfoHeader, ChunkInfoV2, Features, MAX_DICTIONARY, ZranContext,
@@ -18,15 +19,22 @@ use crate::layout::blob::{
 use crate::layout::{MAX_CHUNK_SIZE, compression_number};
 use crate::superblock::{BlobFacts, ChunkInfoFacts};
 
-/// Chunk information with its contexts.
+/// Chunk information with its contexts: three parts of one array, which are decoded on use.
 pub(super) struct Contexts {
-    chunks: Vec<ChunkInfoV2>,
+    /// [`ChunkInfoV2`]s.
+    chunks: Bytes,
     kind: Kind,
 }
 
 enum Kind {
-    Batch(Vec<BatchContext>),
-    Zran(Vec<(ZranContext, Arc<EntryPoint>)>),
+    /// [`BatchContext`]s.
+    Batch(Bytes),
+    Zran {
+        /// [`ZranContext`]s.
+        contexts: Bytes,
+        /// What contexts name parts of, each part by any number of them.
+        dictionaries: Bytes,
+    },
 }
 
 impl Contexts {
@@ -41,52 +49,19 @@ impl Contexts {
             .split_at_checked(stored)
             .filter(|(_, header)| header.len() == size_of::<ChunkInfoHeader>())
             .ok_or_else(|| format!("{} bytes instead of {stored} and the header", bytes.len()))?;
-        let (array, header) = decrypt(facts, array, header)?;
+        let header = decrypt(facts, header)?;
         let header = ChunkInfoHeader::ref_from_bytes(&header).map_err(|_| "header of a wrong size")?;
         check_header(header, facts, info)?;
-        let array = decompress(info, &array)?;
-        Self::parse(&array, header, facts)
-    }
-
-    fn parse(array: &[u8], header: &ChunkInfoHeader, facts: &BlobFacts) -> Result<Self, String> {
-        let entries = header.entries.get() as usize;
-        let (chunks, rest) = <[ChunkInfoV2]>::ref_from_prefix_with_elems(array, entries)
-            .map_err(|_| format!("array of {} bytes is too small for {entries} chunks", array.len()))?;
-        let count = header.context_count.get() as usize;
-        if header.context_offset.get() != (array.len() - rest.len()) as u64
-            || header.context_size.get() != rest.len() as u64
-            || count > entries
-        {
-            return Err("contexts do not fill the array".to_owned());
-        }
-        let too_small = || format!("{} bytes are too small for {count} contexts", rest.len());
-        let kind = if facts.features.has(Features::ZRAN) {
-            let (contexts, dictionaries) =
-                <[ZranContext]>::ref_from_prefix_with_elems(rest, count).map_err(|_| too_small())?;
-            // Contexts may name the same bytes, so none has a copy of its own.
-            let dictionaries = Bytes::copy_from_slice(dictionaries);
-            let points = (0u32..)
-                .zip(contexts)
-                .map(|(number, context)| entry_point(number, context, &dictionaries));
-            Kind::Zran(points.collect::<Result<_, _>>()?)
-        } else {
-            let (contexts, _) =
-                <[BatchContext]>::ref_from_prefix_with_elems(rest, count).map_err(|_| too_small())?;
-            Kind::Batch(contexts.to_vec())
-        };
-        Ok(Self {
-            chunks: chunks.to_vec(),
-            kind,
-        })
+        let parts = Parts::of(header, facts, info)?;
+        let array = decompress(info, parts.total, &decrypt(facts, array)?)?;
+        Ok(parts.split(array, facts))
     }
 
     /// Completes what the chunk table says of a chunk.
     pub(super) fn describe(&self, chunk: &mut Chunk) -> Result<(), String> {
         let index = chunk.index;
-        let info = self
-            .chunks
-            .get(index as usize)
-            .ok_or_else(|| format!("chunk {index} of {} in the chunk information", self.chunks.len()))?;
+        let info: &ChunkInfoV2 = nth(&self.chunks, index)
+            .ok_or_else(|| format!("chunk {index} is not in the chunk information"))?;
         if info.uncompressed_offset() != chunk.uncompressed_offset
             || info.uncompressed_size() != chunk.uncompressed_size
         {
@@ -99,7 +74,7 @@ impl Contexts {
         let missing = || format!("chunk {index} refers to context {context}, which does not exist");
         match (&self.kind, member) {
             (Kind::Batch(contexts), ChunkInfoV2::BATCH) => {
-                let batch = contexts.get(context as usize).ok_or_else(missing)?;
+                let batch: &BatchContext = nth(contexts, context).ok_or_else(missing)?;
                 chunk.compressed_offset = info.compressed_offset();
                 chunk.compressed_size = batch.compressed_size.get();
                 chunk.encoding = Encoding::Batch {
@@ -107,12 +82,18 @@ impl Contexts {
                     offset: info.context_offset(),
                 };
             }
-            (Kind::Zran(contexts), ChunkInfoV2::ZRAN) => {
-                let (slice, point) = contexts.get(context as usize).ok_or_else(missing)?;
+            (
+                Kind::Zran {
+                    contexts,
+                    dictionaries,
+                },
+                ChunkInfoV2::ZRAN,
+            ) => {
+                let slice: &ZranContext = nth(contexts, context).ok_or_else(missing)?;
                 chunk.compressed_offset = slice.in_offset.get();
                 chunk.compressed_size = slice.in_size.get();
                 chunk.encoding = Encoding::Zran {
-                    context: point.clone(),
+                    context: Arc::new(entry_point(context, slice, dictionaries)?),
                     offset: info.context_offset(),
                 };
             }
@@ -167,17 +148,79 @@ fn check_header(header: &ChunkInfoHeader, facts: &BlobFacts, info: &ChunkInfoFac
     }
 }
 
-/// Array and header are encrypted separately.
-fn decrypt(facts: &BlobFacts, array: &[u8], header: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
-    let Some(cipher) = &facts.cipher else {
-        return Ok((array.to_vec(), header.to_vec()));
-    };
-    let decrypt = |unit| codec::decrypt(cipher, unit).map_err(|error| error.to_string());
-    Ok((decrypt(array)?, decrypt(header)?))
+/// Contexts of both kinds are of one size.
+const CONTEXT_SIZE: usize = size_of::<BatchContext>();
+const _: () = assert!(CONTEXT_SIZE == size_of::<ZranContext>());
+
+/// Sizes of what is in the array, in bytes.
+struct Parts {
+    chunks: usize,
+    contexts: usize,
+    /// Of all, dictionaries included.
+    total: usize,
 }
 
-fn decompress(info: &ChunkInfoFacts, stored: &[u8]) -> Result<Vec<u8>, String> {
-    let size = usize::try_from(info.uncompressed_size).map_err(|_| "too large")?;
+impl Parts {
+    /// What the header says of a blob's array, which must be no more than its chunks and contexts can fill: the array
+    /// is stored compressed, and a few bytes can claim to be hundreds of megabytes.
+    fn of(header: &ChunkInfoHeader, facts: &BlobFacts, info: &ChunkInfoFacts) -> Result<Self, String> {
+        let count = header.context_count.get();
+        let chunks = facts.features.most_chunk_info(facts.chunk_count, 0);
+        let contexts = u64::from(count) * CONTEXT_SIZE as u64;
+        let behind = header.context_size.get();
+        let none = count == 0 && header.context_offset.get() == 0;
+        if count > facts.chunk_count
+            || !(none || header.context_offset.get() == chunks)
+            || chunks.checked_add(behind) != Some(info.uncompressed_size)
+        {
+            return Err("contexts do not fill the array".to_owned());
+        }
+        if behind < contexts {
+            return Err(format!("{behind} bytes are too small for {count} contexts"));
+        }
+        let most = facts.features.most_chunk_info(facts.chunk_count, count);
+        if info.uncompressed_size > most {
+            return Err(format!(
+                "uncompressed size is {}, more than the {most} that {} chunks and {count} contexts can fill",
+                info.uncompressed_size, facts.chunk_count
+            ));
+        }
+        let size = |bytes| usize::try_from(bytes).map_err(|_| "too large");
+        Ok(Self {
+            chunks: size(chunks)?,
+            contexts: size(contexts)?,
+            total: size(info.uncompressed_size)?,
+        })
+    }
+
+    /// Cuts an array of `total` bytes up.
+    fn split(&self, mut array: Bytes, facts: &BlobFacts) -> Contexts {
+        let dictionaries = array.split_off(self.chunks + self.contexts);
+        let contexts = array.split_off(self.chunks);
+        let kind = if facts.features.has(Features::ZRAN) {
+            Kind::Zran {
+                contexts,
+                dictionaries,
+            }
+        } else {
+            Kind::Batch(contexts)
+        };
+        Contexts { chunks: array, kind }
+    }
+}
+
+/// Array and header are encrypted separately.
+fn decrypt<'b>(facts: &BlobFacts, unit: &'b [u8]) -> Result<Cow<'b, [u8]>, String> {
+    match &facts.cipher {
+        None => Ok(unit.into()),
+        Some(cipher) => codec::decrypt(cipher, unit)
+            .map(Cow::Owned)
+            .map_err(|error| error.to_string()),
+    }
+}
+
+/// The array, which has `size` bytes or is refused. Memory grows with what is really there.
+fn decompress(info: &ChunkInfoFacts, size: usize, stored: &[u8]) -> Result<Bytes, String> {
     let array = match info.compression {
         Compression::None => stored.to_vec(),
         Compression::Zstd => {
@@ -197,14 +240,16 @@ fn decompress(info: &ChunkInfoFacts, stored: &[u8]) -> Result<Vec<u8>, String> {
     if array.len() != size {
         return Err(format!("decompresses to {} bytes instead of {size}", array.len()));
     }
-    Ok(array)
+    Ok(array.into())
 }
 
-fn entry_point(
-    number: u32,
-    context: &ZranContext,
-    dictionaries: &Bytes,
-) -> Result<(ZranContext, Arc<EntryPoint>), String> {
+/// Element `number` of an array on disk.
+fn nth<T: FromBytes + KnownLayout + Immutable + Unaligned>(array: &[u8], number: u32) -> Option<&T> {
+    let element = array.chunks_exact(size_of::<T>()).nth(number as usize)?;
+    T::ref_from_bytes(element).ok()
+}
+
+fn entry_point(number: u32, context: &ZranContext, dictionaries: &Bytes) -> Result<EntryPoint, String> {
     let refuse = |what: &str| Err(format!("gzip context {number}: {what}"));
     if context.bits > 7 {
         return refuse("more than 7 bits");
@@ -221,19 +266,87 @@ fn entry_point(
     if end > dictionaries.len() {
         return refuse("dictionary beyond the end");
     }
-    let point = EntryPoint {
+    Ok(EntryPoint {
         number,
         decoded_size: context.out_size.get(),
         bits: context.bits,
         byte: context.byte,
         dictionary: dictionaries.slice(start..end),
-    };
-    Ok((*context, Arc::new(point)))
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use backend::chunk::Digester;
+    use zerocopy::{FromZeros, IntoBytes};
+
     use super::*;
+
+    /// A batch blob of `chunks` chunks and `contexts` contexts, and its array and header as stored.
+    fn stored(chunks: u32, contexts: u32, array: &[u8]) -> (BlobFacts, Vec<u8>) {
+        let packed = zstd::bulk::compress(array, 1).unwrap();
+        let info = ChunkInfoFacts {
+            blob_id: "blob".to_owned(),
+            compression: Compression::Zstd,
+            offset: 0,
+            compressed_size: packed.len() as u64,
+            uncompressed_size: array.len() as u64,
+        };
+        let mut header = ChunkInfoHeader::new_zeroed();
+        header.magic = CHUNK_INFO_MAGIC.into();
+        header.magic2 = CHUNK_INFO_MAGIC.into();
+        header.compression = compression_number(Compression::Zstd).into();
+        header.entries = chunks.into();
+        header.compressed_size = info.compressed_size.into();
+        header.uncompressed_size = info.uncompressed_size.into();
+        header.context_offset = (u64::from(chunks) * 24).into();
+        header.context_size = (info.uncompressed_size - u64::from(chunks) * 24).into();
+        header.context_count = contexts.into();
+        let facts = BlobFacts {
+            id: "blob".to_owned(),
+            features: Features(Features::ALIGNED | Features::CHUNK_INFO_V2 | Features::BATCH),
+            compression: Compression::Zstd,
+            digester: Digester::Sha256,
+            chunk_count: chunks,
+            compressed_size: 0,
+            data_end: 0,
+            uncompressed_size: 0,
+            cipher: None,
+            chunk_info: Some(info),
+            prefetch: None,
+        };
+        (facts, [&packed, header.as_bytes()].concat())
+    }
+
+    #[test]
+    fn an_array_that_claims_more_than_its_chunks_can_fill_is_not_decompressed() {
+        let (facts, bytes) = stored(3, 2, &[0; 3 * 24 + 2 * 40]);
+        assert!(Contexts::read(&facts, &bytes).is_ok());
+        let (facts, mut bytes) = stored(3, 2, &vec![0; 16 << 20]);
+        let refusal = Contexts::read(&facts, &bytes).err().unwrap();
+        assert!(
+            refusal.contains("16777216") && refusal.contains("152"),
+            "{refusal}"
+        );
+        // Nobody looks at what is compressed.
+        bytes[0] ^= 1;
+        assert_eq!(Contexts::read(&facts, &bytes).err().unwrap(), refusal);
+    }
+
+    #[test]
+    fn an_array_that_is_larger_or_smaller_than_it_claims_is_refused() {
+        for size in [3 * 24 + 2 * 40 - 1, 3 * 24 + 2 * 40 + 1, 1 << 20] {
+            let (_, bytes) = stored(3, 2, &[0; 3 * 24 + 2 * 40]);
+            let header = &bytes[bytes.len() - size_of::<ChunkInfoHeader>()..];
+            let packed = zstd::bulk::compress(&vec![0; size], 1).unwrap();
+            let (mut facts, _) = stored(3, 2, &[0; 3 * 24 + 2 * 40]);
+            let mut header = ChunkInfoHeader::read_from_bytes(header).unwrap();
+            header.compressed_size = (packed.len() as u64).into();
+            facts.chunk_info.as_mut().unwrap().compressed_size = packed.len() as u64;
+            let error = Contexts::read(&facts, &[&packed, header.as_bytes()].concat()).err();
+            assert!(error.unwrap().contains("instead of 152"));
+        }
+    }
 
     #[test]
     fn contexts_that_name_one_dictionary_share_its_memory() {
@@ -250,7 +363,7 @@ mod tests {
             reserved: [0; 2],
         };
         for number in 0..1000 {
-            let (_, point) = entry_point(number, &context, &dictionaries).unwrap();
+            let point = entry_point(number, &context, &dictionaries).unwrap();
             assert_eq!(point.dictionary.as_ptr(), dictionaries.as_ptr());
         }
         let beyond = ZranContext {

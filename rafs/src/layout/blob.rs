@@ -73,6 +73,28 @@ impl Features {
         Ok(())
     }
 
+    /// Whether chunks can only be found with contexts: those of batches or of slices of a gzip stream.
+    pub fn need_contexts(self) -> bool {
+        self.0 & (Self::BATCH | Self::ZRAN) != 0
+    }
+
+    /// Most bytes of chunk information, uncompressed, that `chunks` chunks and `contexts` contexts can fill.
+    pub fn most_chunk_info(self, chunks: u32, contexts: u32) -> u64 {
+        let chunk = if self.has(Self::CHUNK_INFO_V2) {
+            size_of::<ChunkInfoV2>()
+        } else {
+            size_of::<ChunkInfoV1>()
+        };
+        let context = if self.has(Self::ZRAN) {
+            size_of::<ZranContext>() + MAX_DICTIONARY as usize
+        } else if self.has(Self::BATCH) {
+            size_of::<BatchContext>()
+        } else {
+            0
+        };
+        u64::from(chunks) * chunk as u64 + u64::from(contexts) * context as u64
+    }
+
     /// Names of the bits that are set, lowest first.
     pub fn names(self) -> Vec<&'static str> {
         const NAMES: [(u32, &str); 15] = [

@@ -408,6 +408,16 @@ impl BlobEntry {
                 "unknown",
             ));
         }
+        let chunks = self.chunk_count.get();
+        let most = features.most_chunk_info(chunks, chunks);
+        if self.ci_uncompressed_size.get() > most {
+            return Err(invalid(
+                NAME,
+                "size of the chunk information",
+                self.ci_uncompressed_size.get(),
+                format!("more than the {most:#x} bytes that {chunks} chunks can fill"),
+            ));
+        }
         match (self.cipher.get(), features.has(Features::ENCRYPTED)) {
             (CipherNumber::NONE, false) | (CipherNumber::AES_128_XTS, true) => Ok(()),
             (cipher, _) => Err(invalid(

@@ -7,7 +7,7 @@ use backend::chunk::{Cipher, Compression, Digester};
 use super::{BlobFacts, ChunkInfoFacts, Format, Superblock, Table, blob_id, stem};
 use crate::bootstrap::{Bootstrap, Version};
 use crate::error::{Damaged, Refused};
-use crate::layout::blob::{ChunkInfoHeader, ChunkInfoV1, ChunkInfoV2, Features, TAR_HEADER_SIZE};
+use crate::layout::blob::{ChunkInfoHeader, Features, TAR_HEADER_SIZE};
 use crate::layout::v5::ChunkRecord;
 use crate::layout::v6::{
     BlobEntry, CipherNumber, DEVICE_SLOTS_OFFSET, DeviceSlot, EXTENDED_SUPERBLOCK_OFFSET, ExtendedSuperBlock,
@@ -145,19 +145,12 @@ fn chunk_info(
     if uncompressed_size == 0 {
         return Ok(None);
     }
-    let v2 = features.has(Features::CHUNK_INFO_V2);
-    let unit = if v2 {
-        size_of::<ChunkInfoV2>()
-    } else {
-        size_of::<ChunkInfoV1>()
-    } as u64;
-    let array = u64::from(entry.chunk_count.get()) * unit;
-    let contexts = features.0 & (Features::BATCH | Features::ZRAN) != 0;
-    if uncompressed_size < array || (!contexts && uncompressed_size != array) {
+    // `BlobEntry::check` knows that it is not larger than its chunks can fill.
+    if uncompressed_size < features.most_chunk_info(entry.chunk_count.get(), 0) {
         return Err(Damaged::new(
             "blob table entry",
             at,
-            "chunk information has another size than its chunks need",
+            "chunk information has no room for its chunks",
         ));
     }
     let offset = entry.ci_offset.get();

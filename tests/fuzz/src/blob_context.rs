@@ -90,13 +90,13 @@ pub fn run(input: &[u8]) {
     };
     for position in 0..reader.superblock().blobs.len().min(3) {
         if let Ok(description) = reader.blob(position) {
-            read_all(&description, blob);
+            read_all(&reader, position, &description, blob);
         }
     }
 }
 
 /// Reads chunk information and chunks as the store does.
-fn read_all(description: &BlobDescription, blob: &[u8]) {
+fn read_all(reader: &Reader, position: usize, description: &BlobDescription, blob: &[u8]) {
     let range = |offset: u64, size: u32| {
         let start = usize::try_from(offset).ok()?;
         blob.get(start..start.checked_add(size as usize)?)
@@ -105,9 +105,7 @@ fn read_all(description: &BlobDescription, blob: &[u8]) {
         let Some(stored) = range(wanted.offset, wanted.size) else {
             return;
         };
-        // The array can be compressed; what it says to be is bounded by 256 MiB, what it is by what zstd can do.
-        let limit = 8 * stored.len() + (1 << 20);
-        if memory::bounded("chunk information", limit.max(MAX_INFO), || {
+        if memory::bounded("chunk information", most_info(reader, position, stored), || {
             description.index.supply(stored)
         })
         .is_err()
@@ -141,8 +139,17 @@ fn read_all(description: &BlobDescription, blob: &[u8]) {
     }
 }
 
-/// Most memory that chunk information of these small blobs may take, decompressed.
-const MAX_INFO: usize = 4 << 20;
+/// Most memory that chunk information may take at once: what the blob table states, which its chunks can fill, twice while
+/// it grows; the stored bytes; the state of zstd.
+fn most_info(reader: &Reader, position: usize, stored: &[u8]) -> usize {
+    let facts = &reader.superblock().blobs[position];
+    let stated = facts.chunk_info.as_ref().map_or(0, |info| info.uncompressed_size);
+    let most = facts
+        .features
+        .most_chunk_info(facts.chunk_count, facts.chunk_count);
+    assert!(stated <= most, "{stated} bytes for {} chunks", facts.chunk_count);
+    2 * stated as usize + 2 * stored.len() + (1 << 20)
+}
 
 /// Makes the header of the chunk information say what the blob table says.
 fn fix_header(base: &Base, bytes: &mut [u8]) {
@@ -442,5 +449,15 @@ mod tests {
         for choice in 0..=u8::MAX {
             run(&[choice]);
         }
+    }
+
+    /// What the target has found.
+    #[test]
+    fn findings() {
+        // Chunk information of a few chunks that zstd expands to megabytes: 6.2 of them, and 16 where the header agrees.
+        run(b"\xffun`umn\0\0\0\xff\x0f\x01\0\0\xd0\xff\xff'\x0a\0\0\0\xaeu`n\xdd\xdd\xdd\xdd\xdd\
+            \xdd\xff\xff\xdd\xdd\xdd\xdd\xdd\xdd\xdd\xff\xffu`n\xdd\xdd\xdd\xddT\0\0\0\x03T\xdd\xdd\xff\
+            \xff\xdd\xdd\xdd\xdd\xdd\xdd\xdd\xdd\xdd\xdd\xd5\xdd\xdd\xdd\xd5\xdd\xdd\xdd\x88\x88\x88\x88TT\x82TTT5\0\xbf");
+        run(b"\xffun`umn\0\0\x02\xff\x0f\x05\0\0\xf8\xf8\xf8\0\xf8\xf8\xf8\x18\x04\0(<\x83h\x01\xfd");
     }
 }
