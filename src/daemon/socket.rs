@@ -1,12 +1,13 @@
 //! Listening sockets: bound without stealing from the living, removed without taking what is not ours.
 
-use std::io;
+use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::Error;
@@ -25,7 +26,8 @@ pub struct Socket {
 
 impl Socket {
     /// Makes and binds a socket at `path`, which is resolved now and never again. A socket file that nobody listens on is
-    /// replaced; one that is in use, or a file of another kind, is left alone.
+    /// replaced; one that is in use, or a file of another kind, is left alone. Whoever sees the file can connect: it gets its
+    /// name when the socket listens, which a path that is bound does not yet.
     ///
     /// # Errors
     ///
@@ -46,24 +48,28 @@ impl Socket {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(parent, flags, Mode::empty())
             .map_err(|reason| error(format!("directory {}: {reason}", parent.display())))?;
-        // An address has room for a short path only. Below the descriptor of its directory every path is short.
-        let address = match path.as_os_str().len() <= MAX_SUN_PATH {
-            true => path.to_owned(),
-            false => Path::new("/proc/self/fd")
-                .join(directory.as_raw_fd().to_string())
-                .join(&name),
-        };
+        let mut hidden = OsString::from(".");
+        hidden.push(&name);
+        hidden.push(".new");
+        let hidden = PathBuf::from(hidden);
+        let (address, hidden_address) = (
+            address(parent, &directory, &name),
+            address(parent, &directory, &hidden),
+        );
         // Two daemons that find the same stale socket must not both replace it: the second would take the place of
         // the first. Nor must one look at the other's between its binding and its listening.
         let lock = Lock::take(&directory);
-        let listener = match UnixListener::bind(&address) {
-            Err(reason) if reason.kind() == io::ErrorKind::AddrInUse => {
-                remove_stale(&directory, &name, &address).map_err(error)?;
-                UnixListener::bind(&address)
-            }
-            outcome => outcome,
-        }
-        .map_err(|reason| error(reason.to_string()))?;
+        // Of one that was killed in between.
+        remove_stale(&directory, &hidden, &hidden_address).map_err(error)?;
+        let listener = UnixListener::bind(&hidden_address).map_err(|reason| error(reason.to_string()))?;
+        let publish = || rustix::fs::linkat(&directory, &hidden, &directory, &name, AtFlags::empty());
+        let published = match publish() {
+            Err(Errno::EXIST) => remove_stale(&directory, &name, &address)
+                .and_then(|()| publish().map_err(|reason| reason.to_string())),
+            outcome => outcome.map_err(|reason| reason.to_string()),
+        };
+        let _ = rustix::fs::unlinkat(&directory, &hidden, AtFlags::empty());
+        published.map_err(error)?;
         drop(lock);
         let file = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|reason| error(reason.to_string()))?;
@@ -135,21 +141,33 @@ impl Drop for Socket {
     }
 }
 
+/// Where to bind or to connect for `name` in `directory`, which is at `parent`. An address has room for a short path only; below the
+/// descriptor of its directory every path is short.
+fn address(parent: &Path, directory: &OwnedFd, name: &Path) -> PathBuf {
+    let path = parent.join(name);
+    match path.as_os_str().len() <= MAX_SUN_PATH {
+        true => path,
+        false => Path::new("/proc/self/fd")
+            .join(directory.as_raw_fd().to_string())
+            .join(name),
+    }
+}
+
 /// Removes the socket file `name` if nobody listens on it.
 fn remove_stale(directory: &OwnedFd, name: &Path, address: &Path) -> Result<(), String> {
     let file = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(file) => file,
-        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error.to_string()),
     };
     if FileType::from_raw_mode(file.st_mode) != FileType::Socket {
         return Err("there is a file that is no socket; remove it or choose another path".into());
     }
     match connect(address) {
-        Err(rustix::io::Errno::CONNREFUSED) => {
+        Err(Errno::CONNREFUSED) => {
             rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(|error| error.to_string())
         }
-        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(Errno::NOENT) => Ok(()),
         // Full queues and refused types are signs of life as well.
         Ok(()) | Err(_) => Err("another process listens on it".into()),
     }
@@ -171,7 +189,7 @@ impl<'a> Lock<'a> {
         for _ in 0..50 {
             match rustix::fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Some(Self(directory)),
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(Errno::WOULDBLOCK) => {
                     std::thread::sleep(std::time::Duration::from_millis(10));
                 }
                 Err(_) => return None,
@@ -236,6 +254,30 @@ mod tests {
             refused,
             "socket s: group \"no-such-group\": there is none of this name"
         );
+    }
+
+    #[test]
+    fn whoever_sees_the_file_can_connect() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        for _ in 0..200 {
+            std::thread::scope(|scope| {
+                let listening = scope.spawn(|| Socket::listen(&path).unwrap());
+                while !path.exists() {}
+                UnixStream::connect(&path).unwrap();
+                drop(listening.join().unwrap());
+            });
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_half_made_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let hidden = dir.path().join(".s.new");
+        drop(UnixListener::bind(&hidden).unwrap());
+        let (_socket, _listener) = Socket::listen(&dir.path().join("s")).unwrap();
+        assert!(!hidden.exists());
     }
 
     #[test]

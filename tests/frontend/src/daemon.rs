@@ -64,7 +64,7 @@ impl Builder {
     /// Starts it with the sockets `vhost.sock` and `api.sock`, and waits until it is RUNNING.
     pub fn start(self) -> Result<Daemon> {
         let daemon = self.spawn()?;
-        daemon.wait_running(Duration::from_secs(10))?;
+        daemon.wait_running(Duration::from_secs(60))?;
         Ok(daemon)
     }
 
@@ -91,7 +91,7 @@ impl Builder {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
         let daemon = self.run(command, socket, api)?;
-        daemon.wait_for("vhost-user socket", Duration::from_secs(10), |daemon| {
+        daemon.wait_for("vhost-user socket", Duration::from_secs(60), |daemon| {
             daemon.socket.exists()
         })?;
         Ok(daemon)
@@ -267,7 +267,7 @@ impl Daemon {
         if self.is_alive() {
             self.signal(Signal::KILL)?;
         }
-        self.wait_end(Duration::from_secs(10))
+        self.wait_end(Duration::from_secs(60))
     }
 
     /// CPU time used so far by all its threads, user and system.

@@ -77,10 +77,19 @@ pub struct Lane {
     /// Returned chains that were not submitted as requests.
     pub raw: Vec<Used>,
     waiters: usize,
+    /// One of them believes that it is alone, and sleeps long.
+    sole: bool,
     strict_length: bool,
 }
 
 impl Lane {
+    /// Wakes the waiter that sleeps long, if there is one, to see that it is no longer alone.
+    fn wake_sole(&mut self) {
+        if self.sole {
+            self.queue.nudge();
+        }
+    }
+
     /// Takes all chains that the device has returned. How many there were.
     pub fn drain(&mut self) -> Result<usize> {
         let mut count = 0;
@@ -168,6 +177,7 @@ impl Guest {
                     done: HashMap::new(),
                     raw: Vec::new(),
                     waiters: 0,
+                    sole: false,
                     strict_length: options.strict_length,
                 })
             })
@@ -251,8 +261,9 @@ impl Guest {
                 Ok(()) => {}
                 Err(Error::QueueFull(_)) => {
                     if lane.drain()? == 0 {
+                        let seen = lane.queue.counts.used;
                         drop(lane);
-                        self.await_signal(queue, deadline, "room in the queue")?;
+                        self.await_signal(queue, seen, deadline, "room in the queue")?;
                     }
                 }
                 Err(e) => return Err(e),
@@ -320,10 +331,15 @@ impl Guest {
     pub fn wait_for(&self, ticket: Ticket, timeout: Duration) -> Result<Reply> {
         let deadline = Instant::now() + timeout;
         loop {
-            if let Some(reply) = self.poll(ticket)? {
-                return Ok(reply);
-            }
-            self.await_signal(ticket.queue, deadline, "answer")
+            let seen = {
+                let mut lane = self.lane(ticket.queue);
+                lane.drain()?;
+                if let Some(reply) = lane.done.remove(&ticket.number) {
+                    return reply;
+                }
+                lane.queue.counts.used
+            };
+            self.await_signal(ticket.queue, seen, deadline, "answer")
                 .map_err(|e| match e {
                     Error::Timeout { what, .. } => Error::Timeout {
                         what,
@@ -334,19 +350,19 @@ impl Guest {
         }
     }
 
-    /// Sleeps until the device may have returned something.
-    fn await_signal(&self, queue: usize, deadline: Instant, what: &str) -> Result<()> {
+    /// Sleeps until the device may have returned more than the `seen` chains that the caller knows of.
+    fn await_signal(&self, queue: usize, seen: u64, deadline: Instant, what: &str) -> Result<()> {
         let (call, alone) = {
             let mut lane = self.lane(queue);
-            if lane.queue.arm() {
+            // Another thread may have taken what this one is about to wait for.
+            if lane.queue.counts.used != seen || lane.queue.arm() {
                 return Ok(());
             }
             lane.waiters += 1;
-            if lane.waiters == 2 {
-                // The first one believes that it is alone, and sleeps long.
-                lane.queue.nudge();
-            }
-            (lane.queue.call.clone(), lane.waiters == 1)
+            lane.wake_sole();
+            let alone = lane.waiters == 1;
+            lane.sole |= alone;
+            (lane.queue.call.clone(), alone)
         };
         let left = deadline.saturating_duration_since(Instant::now());
         // With several waiters one of them may take the signal of the others.
@@ -358,6 +374,12 @@ impl Guest {
         let mut lane = self.lane(queue);
         lane.waiters -= 1;
         lane.queue.take_calls();
+        if alone {
+            lane.sole = false;
+        } else {
+            // What was taken may have been meant for it.
+            lane.wake_sole();
+        }
         if signalled || Instant::now() < deadline {
             return Ok(());
         }
@@ -376,14 +398,15 @@ impl Guest {
     pub fn wait_idle(&self, queue: usize) -> Result<()> {
         let deadline = Instant::now() + self.options.timeout;
         loop {
-            {
+            let seen = {
                 let mut lane = self.lane(queue);
                 lane.drain()?;
                 if lane.queue.pending() == 0 {
                     return Ok(());
                 }
-            }
-            self.await_signal(queue, deadline, "idle queue")?;
+                lane.queue.counts.used
+            };
+            self.await_signal(queue, seen, deadline, "idle queue")?;
         }
     }
 

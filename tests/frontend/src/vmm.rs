@@ -79,7 +79,7 @@ impl Default for Options {
                 },
             ],
             refuse_protocol: 0,
-            timeout: Duration::from_secs(20),
+            timeout: Duration::from_secs(60),
             strict_length: true,
         }
     }
