@@ -5,93 +5,21 @@
 //! either *active*: some thread may touch their guest memory, or *parked*: none may. A drain waits for the
 //! active ones; parked ones can only become active while the ring runs.
 
+mod signals;
+mod view;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
-use super::chain::{self, ChainError, DESCRIPTOR};
-use super::memory::{Buffers, GuestMemory, Unmapped, Window};
+pub use self::view::Addresses;
+use self::view::View;
+use super::chain::{self, ChainError};
+use super::memory::{Buffers, GuestMemory};
 use crate::metrics::Metrics;
-
-/// Where the parts of a ring are, as guest physical addresses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Addresses {
-    /// Descriptor table.
-    pub descriptors: u64,
-    /// Available ring.
-    pub available: u64,
-    /// Used ring.
-    pub used: u64,
-}
-
-/// The parts of a ring, found in guest memory.
-struct View {
-    descriptors: Window,
-    available: Window,
-    used: Window,
-    size: u16,
-}
-
-impl View {
-    fn new(memory: &Arc<GuestMemory>, addresses: Addresses, size: u16) -> Result<Self, Unmapped> {
-        let entries = usize::from(size);
-        let window = |address, length, align| Window::new(Arc::clone(memory), address, length, align);
-        Ok(View {
-            descriptors: window(addresses.descriptors, entries * DESCRIPTOR, 16)?,
-            available: window(addresses.available, 6 + entries * 2, 2)?,
-            used: window(addresses.used, 6 + entries * 8, 4)?,
-            size,
-        })
-    }
-
-    fn available_index(&self) -> u16 {
-        self.available.load_u16(2, Ordering::Acquire)
-    }
-
-    fn available_flags(&self) -> u16 {
-        self.available.load_u16(0, Ordering::Relaxed)
-    }
-
-    fn head(&self, position: u16) -> u16 {
-        self.available
-            .load_u16(4 + usize::from(position % self.size) * 2, Ordering::Relaxed)
-    }
-
-    /// The used index after which the driver wants to be told.
-    fn used_event(&self) -> u16 {
-        self.available
-            .load_u16(4 + usize::from(self.size) * 2, Ordering::Relaxed)
-    }
-
-    /// The available index after which the device wants to be told.
-    fn set_available_event(&self, index: u16) {
-        self.used
-            .store_u16(4 + usize::from(self.size) * 8, index, Ordering::Relaxed);
-    }
-
-    fn used_index(&self) -> u16 {
-        self.used.load_u16(2, Ordering::Relaxed)
-    }
-
-    fn set_used_flags(&self, flags: u16) {
-        self.used.store_u16(0, flags, Ordering::Relaxed);
-    }
-
-    fn add_used(&self, position: u16, head: u16, length: u32) {
-        let mut element = [0; 8];
-        let (id, written) = element.split_at_mut(4);
-        id.copy_from_slice(&u32::from(head).to_le_bytes());
-        written.copy_from_slice(&length.to_le_bytes());
-        self.used
-            .store(4 + usize::from(position % self.size) * 8, &element);
-        self.used
-            .store_u16(2, position.wrapping_add(1), Ordering::Release);
-    }
-}
 
 #[derive(Default)]
 struct State {
@@ -424,91 +352,6 @@ impl Ring {
             drop(state);
             self.calmed.notify_all();
         }
-    }
-
-    /// Tells the driver of what was used since the last time, if it wants to be told.
-    ///
-    /// No signal is lost: we store the used index, then load the driver's wish; it stores its wish before it sleeps,
-    /// then loads the used index; both have a full fence in between. So either it sees what was used and does not
-    /// sleep, or we see its wish. Calls consider the used indexes one range after the other, without a gap, because
-    /// the end of the last range is kept under the lock.
-    ///
-    /// Returns whether it was told.
-    pub fn signal_used(&self) -> bool {
-        let mut state = self.state.lock();
-        self.signal(&mut state, false)
-    }
-
-    fn signal(&self, state: &mut State, always: bool) -> bool {
-        let new = state.next_used;
-        let old = state.signalled.replace(new);
-        if old == Some(new) && !always {
-            return false;
-        }
-        let Some(view) = &state.view else { return false };
-        // The used index must be visible before the driver's wish is read (VIRTIO 1.3, 2.7.10).
-        fence(Ordering::SeqCst);
-        let wanted = match (state.event_idx, old) {
-            _ if always => true,
-            (true, Some(old)) => {
-                let event = view.used_event();
-                new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-            }
-            (true, None) => true,
-            (false, _) => u32::from(view.available_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0,
-        };
-        let call = state.call.as_ref().filter(|_| wanted);
-        if let Some(call) = call {
-            notify(call);
-            self.metrics.signal();
-        }
-        call.is_some()
-    }
-
-    /// Whether a pop would find something. Nothing but a look: what it does not see, [`Ring::unmute`] will.
-    pub fn has_available(&self) -> bool {
-        let state = self.state.lock();
-        state.running()
-            && !state.starved
-            && state
-                .view
-                .as_ref()
-                .is_some_and(|view| view.available_index() != state.next_available)
-    }
-
-    /// Asks the driver not to kick, while the queue thread is awake anyway.
-    ///
-    /// It may kick all the same, and may be late to see the wish; nothing depends on it.
-    pub fn mute(&self) {
-        let state = self.state.lock();
-        // With EVENT_IDX a stale event index has that effect: the driver kicks when the available index passes it,
-        // which it did when it woke us and does not do again before 65,536 more requests.
-        if let Some(view) = state
-            .view
-            .as_ref()
-            .filter(|_| state.running() && !state.event_idx)
-        {
-            view.set_used_flags(VRING_USED_F_NO_NOTIFY as u16);
-        }
-    }
-
-    /// Asks the driver to kick again. Returns whether something was made available in the meantime.
-    ///
-    /// No kick is lost: we store the wish, then load the available index; the driver stores the available index, then
-    /// loads the wish; both have a full fence in between. So either we see its request here and do not sleep, or it
-    /// sees our wish and kicks, which stays in the eventfd however late we come to wait for it.
-    pub fn unmute(&self) -> bool {
-        let state = self.state.lock();
-        let Some(view) = state.view.as_ref().filter(|_| state.running()) else {
-            return false;
-        };
-        match state.event_idx {
-            true => view.set_available_event(state.next_available),
-            false => view.set_used_flags(0),
-        }
-        // The wish must be visible before the available index is read again (VIRTIO 1.3, 2.7.10).
-        fence(Ordering::SeqCst);
-        view.available_index() != state.next_available && !state.starved
     }
 }
 

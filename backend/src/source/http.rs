@@ -1,32 +1,33 @@
 //! What all sources over HTTP share: the ways to the origin (mirrors, a proxy, the origin itself), answers checked against the question, silence
 //! ended by time-outs, errors with a kind.
 
-use std::error::Error as _;
+mod body;
+mod failure;
+mod head;
+
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::header::{CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use parking_lot::RwLock;
 use reqwest::{Client, Response};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
-use super::Sink;
+pub(super) use self::failure::{describe, kind_of, stalled};
+pub(crate) use self::failure::{host_of, protocol};
+use self::head::{boundary_of, check_head};
+pub(crate) use self::head::{range_header, status_error};
 use super::clients::{Clients, Peer};
 use super::hedge::Hedge;
-use super::parts::{Parts, boundary};
 use super::route::{Route, secret_headers};
 use crate::config::{HttpConfig, ProxyConfig, Secret};
 use crate::error::{SourceError, SourceErrorKind};
 
-/// Slowest body that is not taken for a stalled one, in bytes per second.
-const SLOWEST: u64 = 4 << 10;
 /// Ranges named in one request. Some servers take no more than 200, and header lines of 8 KiB.
 const MAX_RANGES: usize = 128;
 
@@ -222,97 +223,6 @@ impl Transport {
         }
     }
 
-    /// Reads a small body.
-    pub(crate) async fn text(&self, mut response: Answer, limit: usize) -> Result<Vec<u8>, SourceError> {
-        let host = host_of(response.url());
-        let mut body = Vec::new();
-        while let Some(piece) = self.piece(&mut response, &host).await? {
-            body.extend_from_slice(&piece);
-            if body.len() > limit {
-                return Err(protocol(&host, format!("answer of more than {limit} bytes")));
-            }
-        }
-        Ok(body)
-    }
-
-    /// Reads the body of a checked answer: exactly the bytes of `ranges`.
-    pub(crate) async fn body(
-        &self,
-        mut answer: Answer,
-        ranges: &[Range<u64>],
-        sink: Sink<'_>,
-    ) -> Result<(), SourceError> {
-        let outcome = match ranges {
-            [range] => self.pieces(&mut answer, range, sink).await,
-            ranges => self.parts(&mut answer, ranges, sink).await,
-        };
-        if let Some(route) = &answer.route {
-            match &outcome {
-                Ok(()) => route.succeeded(answer.asked.into()),
-                Err(error) => route.failed(error),
-            }
-        }
-        outcome
-    }
-
-    async fn pieces(
-        &self,
-        response: &mut Answer,
-        range: &Range<u64>,
-        sink: Sink<'_>,
-    ) -> Result<(), SourceError> {
-        let host = host_of(response.url());
-        let mut left = range.end - range.start;
-        let mut pace = Pace::new(self.timeout);
-        while let Some(mut piece) = self.piece(response, &host).await? {
-            let excess = (piece.len() as u64).saturating_sub(left);
-            piece.truncate(left.min(piece.len() as u64) as usize);
-            left -= piece.len() as u64;
-            let size = piece.len();
-            if !piece.is_empty() {
-                sink(piece);
-            }
-            if excess > 0 {
-                return Err(protocol(&host, "the body goes on after the range".to_owned()));
-            }
-            if left > 0 {
-                pace.check(size, &host)?;
-            }
-        }
-        if left > 0 {
-            return Err(protocol(&host, format!("the body ends {left} bytes early")));
-        }
-        Ok(())
-    }
-
-    async fn parts(
-        &self,
-        response: &mut Answer,
-        ranges: &[Range<u64>],
-        sink: Sink<'_>,
-    ) -> Result<(), SourceError> {
-        let host = host_of(response.url());
-        let boundary = boundary_of(response).unwrap_or_default();
-        let mut parts = Parts::new(&boundary, ranges);
-        let mut pace = Pace::new(self.timeout);
-        while let Some(piece) = self.piece(response, &host).await? {
-            if parts.complete() {
-                // The end of the last line, without which the connection is of no further use.
-                continue;
-            }
-            let size = piece.len();
-            parts
-                .push(piece, sink)
-                .map_err(|reason| self.no_lists(&host, &reason))?;
-            pace.check(size, &host)?;
-        }
-        if parts.complete() {
-            Ok(())
-        } else {
-            Err(protocol(&host, "the body ends early".to_owned()))
-        }
-    }
-
     /// Most ranges that a request can name.
     pub(crate) fn ranges_per_request(&self) -> usize {
         if self.lists.load(Ordering::Relaxed) {
@@ -345,14 +255,6 @@ impl Transport {
         }
         checked
     }
-
-    async fn piece(&self, answer: &mut Answer, host: &str) -> Result<Option<Bytes>, SourceError> {
-        match timeout(self.timeout, answer.response.chunk()).await {
-            Ok(Ok(piece)) => Ok(piece),
-            Ok(Err(error)) => Err(SourceError::new(kind_of(&error), host, describe(&error))),
-            Err(_) => Err(stalled(host, self.timeout, "the body goes silent")),
-        }
-    }
 }
 
 /// Whether an answer counts. Otherwise, what speaks against the way that it came, if anything does.
@@ -364,225 +266,5 @@ fn judge(way: &Way, outcome: &Result<Response, SourceError>) -> Result<(), Optio
             .is_failure(response.status())
             .then(|| format!("status {}", response.status()))),
         (_, Err(error)) => Err(Some(error.to_string())),
-    }
-}
-
-/// The header that asks for `ranges`, none of which is empty.
-pub(crate) fn range_header(ranges: &[Range<u64>]) -> (HeaderName, HeaderValue) {
-    let ranges: Vec<String> = ranges
-        .iter()
-        .map(|range| format!("{}-{}", range.start, range.end.saturating_sub(1)))
-        .collect();
-    let text = format!("bytes={}", ranges.join(","));
-    (
-        RANGE,
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("bytes=0-0")),
-    )
-}
-
-/// Checks the head of an answer to one range.
-fn check_head(response: &Response, range: &Range<u64>) -> Result<(), SourceError> {
-    let host = host_of(response.url());
-    let headers = response.headers();
-    if headers
-        .get(CONTENT_ENCODING)
-        .is_some_and(|encoding| encoding != "identity")
-    {
-        return Err(protocol(
-            &host,
-            "an encoded body, which was not asked for".to_owned(),
-        ));
-    }
-    match response.status() {
-        StatusCode::PARTIAL_CONTENT => {
-            let answered = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            let expected = format!("bytes {}-{}", range.start, range.end.saturating_sub(1));
-            let matches = answered
-                .and_then(|text| text.trim().rsplit_once('/'))
-                .is_some_and(|(range, _)| range == expected);
-            if matches {
-                Ok(())
-            } else {
-                Err(protocol(
-                    &host,
-                    format!(
-                        "asked for {expected}, got {}",
-                        answered.unwrap_or("no Content-Range")
-                    ),
-                ))
-            }
-        }
-        // The whole blob is the range that was asked for only if it is just as long.
-        StatusCode::OK if range.start == 0 && response.content_length() == Some(range.end) => Ok(()),
-        StatusCode::OK => Err(protocol(&host, "answered a range with the whole blob".to_owned())),
-        _ => Err(status_error(response)),
-    }
-}
-
-/// The error that a status stands for.
-pub(crate) fn status_error(response: &Response) -> SourceError {
-    let status = response.status();
-    let retry_after = response
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|value| value.to_str().ok())
-        .and_then(parse_retry_after);
-    let kind = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => SourceErrorKind::Denied,
-        StatusCode::NOT_FOUND | StatusCode::GONE => SourceErrorKind::NotFound,
-        StatusCode::RANGE_NOT_SATISFIABLE => SourceErrorKind::RangeRefused,
-        StatusCode::TOO_MANY_REQUESTS => SourceErrorKind::Throttled,
-        StatusCode::REQUEST_TIMEOUT => SourceErrorKind::Server,
-        _ if status.is_server_error() && retry_after.is_some() => SourceErrorKind::Throttled,
-        _ if status.is_server_error() => SourceErrorKind::Server,
-        _ => SourceErrorKind::Protocol,
-    };
-    SourceError {
-        kind,
-        host: host_of(response.url()),
-        detail: format!("status {status}"),
-        retry_after,
-    }
-}
-
-/// `Retry-After`: seconds, or a date.
-fn parse_retry_after(value: &str) -> Option<Duration> {
-    match value.trim().parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => httpdate::parse_http_date(value)
-            .ok()?
-            .duration_since(SystemTime::now())
-            .ok(),
-    }
-}
-
-/// `host:port` of a URL, without anything that might be secret.
-pub(crate) fn host_of(url: &Url) -> String {
-    match (url.host_str(), url.port()) {
-        (Some(host), Some(port)) => format!("{host}:{port}"),
-        (Some(host), None) => host.to_owned(),
-        (None, _) => url.scheme().to_owned(),
-    }
-}
-
-fn boundary_of(answer: &Answer) -> Option<String> {
-    let kind = answer.headers().get(CONTENT_TYPE)?.to_str().ok()?;
-    boundary(kind).map(str::to_owned)
-}
-
-/// Watches that a body does not trickle.
-struct Pace {
-    patience: Duration,
-    since: Instant,
-    bytes: u64,
-}
-
-impl Pace {
-    fn new(patience: Duration) -> Self {
-        Self {
-            patience,
-            since: Instant::now(),
-            bytes: 0,
-        }
-    }
-
-    fn check(&mut self, size: usize, host: &str) -> Result<(), SourceError> {
-        self.bytes += size as u64;
-        let spent = self.since.elapsed();
-        if spent <= self.patience {
-            return Ok(());
-        }
-        if self.bytes < SLOWEST * self.patience.as_secs().max(1) {
-            let detail = format!("{} bytes in {:.1} s", self.bytes, spent.as_secs_f64());
-            return Err(SourceError::new(SourceErrorKind::Stalled, host, detail));
-        }
-        *self = Self::new(self.patience);
-        Ok(())
-    }
-}
-
-/// A protocol error.
-pub(crate) fn protocol(host: &str, detail: String) -> SourceError {
-    SourceError::new(SourceErrorKind::Protocol, host, detail)
-}
-
-pub(super) fn stalled(host: &str, patience: Duration, what: &str) -> SourceError {
-    SourceError::new(
-        SourceErrorKind::Stalled,
-        host,
-        format!("{what} for {:.1} s", patience.as_secs_f64()),
-    )
-}
-
-pub(super) fn kind_of(error: &reqwest::Error) -> SourceErrorKind {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(rustls::Error::InvalidCertificate(_)) = tls_error(inner) {
-            return SourceErrorKind::Untrusted;
-        }
-        cause = inner.source();
-    }
-    if error.is_builder() {
-        SourceErrorKind::Config
-    } else if unresolved(error) {
-        SourceErrorKind::Unresolved
-    } else {
-        SourceErrorKind::Unreachable
-    }
-}
-
-/// The TLS error in `error`. An `io::Error` does not count what it wraps among its sources.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    error
-        .downcast_ref()
-        .or_else(|| tls_error(error.downcast_ref::<std::io::Error>()?.get_ref()?))
-}
-
-/// Whether no address was found for the name. The connector has no type for it that we could see.
-fn unresolved(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if inner.to_string() == "dns error" {
-            return true;
-        }
-        cause = inner.source();
-    }
-    false
-}
-
-/// The innermost reasons of an error, without the URL, which may hold a signature.
-pub(super) fn describe(error: &reqwest::Error) -> String {
-    let mut reasons = Vec::new();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let reason = inner.to_string();
-        if reasons.last() != Some(&reason) {
-            reasons.push(reason);
-        }
-        cause = inner.source();
-    }
-    match reasons.len() {
-        0 => "request failed".to_owned(),
-        n => reasons.split_off(n.saturating_sub(2)).join(": "),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        assert_eq!(parse_retry_after(" 12 "), Some(Duration::from_secs(12)));
-        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
-        let parsed = parse_retry_after(&soon).unwrap();
-        assert!(parsed > Duration::from_secs(90) && parsed <= Duration::from_secs(100));
-        assert_eq!(parse_retry_after("soon"), None);
-    }
-
-    #[test]
-    fn hosts_are_shown_without_credentials_and_signatures() {
-        let url = Url::parse("https://user:secret@cdn.example:8443/x?sig=secret").unwrap();
-        assert_eq!(host_of(&url), "cdn.example:8443");
     }
 }
