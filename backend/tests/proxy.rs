@@ -140,7 +140,7 @@ fn a_proxy_that_goes_silent_is_left_out_too() {
     let blob = t.open(&t.config(|proxy| proxy.url = format!("http://{}", silent.host()).into()));
     let begin = Instant::now();
     t.check(&blob, 0);
-    assert!(begin.elapsed() < Duration::from_secs(8));
+    assert!(begin.elapsed() < Duration::from_secs(18));
     assert!(silent.requests().len() <= 4);
     assert!(t.origin.requests().len() == 1);
 }
@@ -150,7 +150,7 @@ fn without_a_fallback_the_origin_is_never_asked() {
     let t = setup();
     t.broken.store(true, Ordering::SeqCst);
     let blob = t.open(&t.config(|proxy| proxy.fallback = false));
-    let outcome = start(&blob, &[0], Duration::from_secs(1)).recv().unwrap();
+    let outcome = start(&blob, &[0], Duration::from_secs(3)).recv().unwrap();
     assert!(outcome.unwrap_err().reason.contains("502"));
     assert_eq!(t.origin.requests().len(), 0);
     t.broken.store(false, Ordering::SeqCst);
@@ -333,7 +333,7 @@ fn a_slow_answer_is_overtaken_by_a_second_question() {
     slow.store(true, Ordering::SeqCst);
     let begin = Instant::now();
     t.check(&blob, 30);
-    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(24), "{:?}", begin.elapsed());
     assert!(t.origin.requests().len() >= before + 2, "asked twice");
     assert_eq!(blob.source_metrics().errors, 0);
 }
@@ -355,7 +355,7 @@ fn who_asks_to_be_left_alone_is_left_alone_by_all() {
     let first = start(&blob, &[0], Duration::from_secs(60));
     let begin = Instant::now();
     while t.origin.requests().is_empty() {
-        assert!(begin.elapsed() < Duration::from_secs(30));
+        assert!(begin.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(2));
     }
     std::thread::sleep(Duration::from_millis(300));

@@ -331,7 +331,7 @@ fn a_redirect_loop_ends() {
     let outcome = start(
         &t.open(config(&server, Scheme::Http)),
         &[0],
-        Duration::from_secs(1),
+        Duration::from_secs(3),
     )
     .recv()
     .unwrap();
@@ -416,7 +416,7 @@ fn every_fault_is_told_apart_and_survived() {
                     .recv()
                     .unwrap()
                     .unwrap_err();
-                assert!(begin.elapsed() < Duration::from_secs(6), "{name}: {error}");
+                assert!(begin.elapsed() < Duration::from_secs(30), "{name}: {error}");
                 assert!(error.reason.contains(name), "{name}: {error}");
                 assert!(!blob.is_resident(1) && !blob.is_resident(2), "{name}");
             });
@@ -441,7 +441,7 @@ fn a_registry_that_is_gone_costs_the_deadline() {
     let server = Server::start(|_| Reply::status(500));
     let config = config(&server, Scheme::Http);
     drop(server);
-    let error = start(&t.open(config), &[0], Duration::from_secs(1))
+    let error = start(&t.open(config), &[0], Duration::from_secs(3))
         .recv()
         .unwrap()
         .unwrap_err();

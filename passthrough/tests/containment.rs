@@ -194,7 +194,7 @@ fn special_files_are_never_opened() {
         assert_eq!(code(share.fs.create(&root(), ROOT, name, args)), libc::ENXIO);
     }
     assert!(
-        started.elapsed() < Duration::from_secs(5),
+        started.elapsed() < Duration::from_secs(60),
         "an open waited for a peer"
     );
 }

@@ -166,11 +166,7 @@ fn terminate(child: &mut std::process::Child) {
             .success()
     );
     assert_eq!(wait(child).code(), Some(0));
-    assert!(
-        before.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        before.elapsed()
-    );
+    assert!(before.elapsed() < crate::process::SOON, "{:?}", before.elapsed());
 }
 
 #[test]

@@ -350,7 +350,7 @@ fn an_unmount_ends_waits() {
     parked(&setup, 1);
     let start = Instant::now();
     setup.mounts.umount("/host").unwrap();
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!(errno(&guest, waits), libc::ESTALE);
     assert_eq!(a.set(&whole(1, UNLOCK)), libc::ESTALE);
 }
@@ -375,7 +375,7 @@ fn a_lock_granted_during_a_pause_is_told_after_it() {
     let a = Open::new(&two, "/host/file", RDWR);
     let start = Instant::now();
     while a.get(&whole(1, WRITE)).2 == UNLOCK {
-        assert!(start.elapsed() < Duration::from_secs(10), "the lock is not taken");
+        assert!(start.elapsed() < Duration::from_secs(60), "the lock is not taken");
         std::thread::sleep(Duration::from_millis(2));
     }
     assert_eq!(guest.changed_pages(&before), Vec::<u64>::new());

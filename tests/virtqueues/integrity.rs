@@ -71,7 +71,7 @@ fn what_is_resident_needs_no_registry_after_a_restart() {
     assert!(guest.read_file(format!("{LOWER}/z-cold")).unwrap() == served.cold);
     assert_eq!(guest.read_file(format!("{LOWER}/a-warm")).unwrap(), served.warm);
     drop(guest);
-    daemon.terminate(Duration::from_secs(5)).unwrap();
+    daemon.terminate(Duration::from_secs(60)).unwrap();
     let connections = served.registry.connections();
     served.registry.set(|fault| fault.status = Some(500));
     let (_daemon, guest) = served.start();

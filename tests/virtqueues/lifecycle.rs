@@ -37,9 +37,10 @@ fn small(order: Order) -> Options {
 }
 
 fn assert_ends(daemon: &mut Daemon) {
-    let (status, took) = daemon.terminate(Duration::from_secs(5)).unwrap();
+    let (status, took) = daemon.terminate(Duration::from_secs(60)).unwrap();
     assert!(ended_well(status), "{status}\n{}", daemon.log());
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    // A second, and more where the machine is busy.
+    assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(!daemon.socket.exists(), "the vhost-user socket is left behind");
     assert!(!daemon.api.exists(), "the API socket is left behind");
 }
@@ -101,7 +102,7 @@ fn front_ends_come_and_go() {
             // The end of the connection before may not have been seen yet.
             match Guest::boot(&daemon.socket, options.clone()) {
                 Ok(guest) => break guest,
-                Err(e) => assert!(start.elapsed() < Duration::from_secs(2), "round {round}: {e}"),
+                Err(e) => assert!(start.elapsed() < Duration::from_secs(60), "round {round}: {e}"),
             }
         };
         assert_eq!(
@@ -141,7 +142,7 @@ fn a_guest_lives_on_over_a_lost_connection() {
         guest.write(file.nodeid, fh, round * 4, b"abcd").unwrap();
         let start = Instant::now();
         while let Err(e) = guest.reconnect(Restart::Available) {
-            assert!(start.elapsed() < Duration::from_secs(2), "{e}");
+            assert!(start.elapsed() < Duration::from_secs(60), "{e}");
         }
         // No INIT: nodes and handles are those of before.
         assert_eq!(guest.getattr(file.nodeid).unwrap().size, (round + 1) * 4);
@@ -272,7 +273,7 @@ fn a_stop_answers_what_is_parked() {
         std::thread::sleep(Duration::from_millis(100));
         let start = Instant::now();
         let bases = guest.stop().unwrap();
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
         guest.check_drained(&bases).unwrap();
         let before = guest.snapshot();
         served.registry.set(|fault| fault.stalled = false);
@@ -534,7 +535,7 @@ fn sockets_of_a_living_daemon_are_not_stolen() {
         if let Some(status) = second.try_wait().unwrap() {
             break status;
         }
-        if start.elapsed() > Duration::from_secs(5) {
+        if start.elapsed() > Duration::from_secs(60) {
             second.kill().unwrap();
             second.wait().unwrap();
             panic!("a second daemon runs on the same socket");
@@ -553,7 +554,7 @@ fn a_file_in_the_place_of_a_socket_is_left_alone() {
     let path = builder.directory().join("vhost.sock");
     std::fs::write(&path, "precious").unwrap();
     let mut daemon = builder.spawn().unwrap();
-    let status = daemon.wait_end(Duration::from_secs(5)).unwrap();
+    let status = daemon.wait_end(Duration::from_secs(60)).unwrap();
     assert_eq!(status.code(), Some(1), "{}", daemon.log());
     assert_eq!(std::fs::read_to_string(path).unwrap(), "precious");
 }

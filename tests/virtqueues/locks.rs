@@ -101,7 +101,7 @@ fn a_machine_that_vanishes_leaves_no_lock() {
     drop(two.guest);
     let start = Instant::now();
     while guest.errno(&try_lock).unwrap() != 0 {
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(2));
     }
 }

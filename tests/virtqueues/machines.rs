@@ -547,7 +547,7 @@ fn an_unmount_waits_for_nobody_for_ever() {
     std::thread::sleep(Duration::from_millis(100));
     let start = std::time::Instant::now();
     daemon.umount(LOWER).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_ne!(guest.wait(ticket).unwrap().errno, 0);
     guest.getattr(containers(&guest)).unwrap();
 }

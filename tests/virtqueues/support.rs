@@ -154,7 +154,7 @@ pub fn boot(daemon: &Daemon, options: &Options) -> Guest {
     loop {
         match Guest::boot(&daemon.socket, options.clone()) {
             Ok(guest) => return guest,
-            Err(e) => assert!(start.elapsed() < std::time::Duration::from_secs(3), "{e}"),
+            Err(e) => assert!(start.elapsed() < std::time::Duration::from_secs(60), "{e}"),
         }
     }
 }

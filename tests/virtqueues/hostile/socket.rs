@@ -23,7 +23,7 @@ fn malformed_vhost_user_messages_end_a_connection_at_most() {
                 },
             ) {
                 Ok(guest) => return guest,
-                Err(e) => assert!(start.elapsed() < Duration::from_secs(3), "{e}"),
+                Err(e) => assert!(start.elapsed() < Duration::from_secs(60), "{e}"),
             }
         }
     };
@@ -68,7 +68,7 @@ fn rings_in_impossible_places_are_refused() {
         let guest = loop {
             match Guest::boot(&daemon.socket, options()) {
                 Ok(guest) => break guest,
-                Err(e) => assert!(start.elapsed() < Duration::from_secs(3), "{e}"),
+                Err(e) => assert!(start.elapsed() < Duration::from_secs(60), "{e}"),
             }
         };
         guest.stop().unwrap();
