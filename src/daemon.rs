@@ -77,7 +77,7 @@ impl Listeners {
         };
         let api = match cli.process.apisock.as_deref() {
             Some(path) => {
-                let (socket, listener) = Socket::listen(path)?;
+                let (socket, listener) = Socket::listen(path, None)?;
                 Some((Some(socket), listener))
             }
             None => passed.api.take().map(|listener| (None, listener)),
@@ -231,10 +231,7 @@ fn listen_for_device(
     passed: &mut service::PassedSockets,
 ) -> Result<(Option<Socket>, UnixListener), Error> {
     if let Some(path) = &options.sock {
-        let (socket, listener) = Socket::listen(path)?;
-        if let Some(group) = &options.virtiofsd.socket_group {
-            socket.give_to_group(group)?;
-        }
+        let (socket, listener) = Socket::listen(path, options.virtiofsd.socket_group.as_deref())?;
         return Ok((Some(socket), listener));
     }
     match (options.fd, passed.device.take()) {

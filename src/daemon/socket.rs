@@ -25,93 +25,97 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Makes and binds a socket at `path`, which is resolved now and never again. A socket file that nobody listens on is
-    /// replaced; one that is in use, or a file of another kind, is left alone. Whoever sees the file can connect: it gets its
-    /// name when the socket listens, which a path that is bound does not yet.
+    /// Makes a socket at `path`, which is resolved now and never again. A socket file that nobody listens on is replaced; one
+    /// that is in use, or a file of another kind, is left alone. The members of `group`, by name or number, may connect, as
+    /// virtiofsd's option of that name lets them.
+    ///
+    /// Whoever sees the file can connect: it gets its name last, when it listens and belongs to whom it should.
     ///
     /// # Errors
     ///
-    /// The directory is missing, something is in the way, or the system refuses.
-    pub fn listen(path: &Path) -> Result<(Self, UnixListener), Error> {
-        let error = |reason: String| Error::Socket {
+    /// The directory or the group is missing, something is in the way, or the system refuses.
+    pub fn listen(path: &Path, group: Option<&str>) -> Result<(Self, UnixListener), Error> {
+        Self::make(path, group).map_err(|reason| Error::Socket {
             path: path.display().to_string(),
             reason,
-        };
-        let name = PathBuf::from(
-            path.file_name()
-                .ok_or_else(|| error("not the path of a file".into()))?,
-        );
+        })
+    }
+
+    fn make(path: &Path, group: Option<&str>) -> Result<(Self, UnixListener), String> {
+        let name = PathBuf::from(path.file_name().ok_or("not the path of a file")?);
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(parent, flags, Mode::empty())
-            .map_err(|reason| error(format!("directory {}: {reason}", parent.display())))?;
-        let mut hidden = OsString::from(".");
-        hidden.push(&name);
-        hidden.push(".new");
-        let hidden = PathBuf::from(hidden);
-        let (address, hidden_address) = (
-            address(parent, &directory, &name),
-            address(parent, &directory, &hidden),
-        );
+            .map_err(|reason| format!("directory {}: {reason}", parent.display()))?;
         // Two daemons that find the same stale socket must not both replace it: the second would take the place of
-        // the first. Nor must one look at the other's between its binding and its listening.
+        // the first.
         let lock = Lock::take(&directory);
-        // Of one that was killed in between.
-        remove_stale(&directory, &hidden, &hidden_address).map_err(error)?;
-        let listener = UnixListener::bind(&hidden_address).map_err(|reason| error(reason.to_string()))?;
-        let publish = || rustix::fs::linkat(&directory, &hidden, &directory, &name, AtFlags::empty());
-        let published = match publish() {
-            Err(Errno::EXIST) => remove_stale(&directory, &name, &address)
-                .and_then(|()| publish().map_err(|reason| reason.to_string())),
-            outcome => outcome.map_err(|reason| reason.to_string()),
+        let hidden = hidden_name(&name);
+        let hidden_address = address(parent, &directory, &hidden);
+        // Of one that was killed before it had its name.
+        remove_stale(&directory, &hidden, &hidden_address)
+            .map_err(|reason| format!("{}: {reason}", hidden.display()))?;
+        let listener = UnixListener::bind(&hidden_address).map_err(|reason| reason.to_string())?;
+        let hidden = Hidden {
+            directory: &directory,
+            name: hidden,
         };
-        let _ = rustix::fs::unlinkat(&directory, &hidden, AtFlags::empty());
-        published.map_err(error)?;
-        drop(lock);
+        hidden.give_to_owner_of_directory();
+        if let Some(group) = group {
+            hidden
+                .give_to_group(group)
+                .map_err(|reason| format!("group {group:?}: {reason}"))?;
+        }
+        match hidden.publish(&name) {
+            Err(Errno::EXIST) => {
+                remove_stale(&directory, &name, &address(parent, &directory, &name))?;
+                hidden.publish(&name)
+            }
+            outcome => outcome,
+        }
+        .map_err(|reason| reason.to_string())?;
         let file = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|reason| error(reason.to_string()))?;
+            .map_err(|reason| reason.to_string())?;
+        drop((hidden, lock));
         let socket = Self {
             directory,
             name,
             identity: (file.st_dev, file.st_ino),
         };
-        socket.give_to_owner_of_directory();
         Ok((socket, listener))
     }
+}
 
-    /// Lets the members of a group, by name or number, connect, as virtiofsd's option of that name does.
-    ///
-    /// # Errors
-    ///
-    /// There is no such group, or the process may not give files to it.
-    pub fn give_to_group(&self, group: &str) -> Result<(), Error> {
-        let error = |reason: String| Error::Socket {
-            path: self.name.display().to_string(),
-            reason: format!("group {group:?}: {reason}"),
-        };
-        let gid = match group.parse() {
-            Ok(number) => Gid::from_raw(number),
-            Err(_) => nix::unistd::Group::from_name(group)
-                .map_err(|reason| error(reason.to_string()))?
-                .map(|group| Gid::from_raw(group.gid.as_raw()))
-                .ok_or_else(|| error("there is none of this name".into()))?,
-        };
+fn hidden_name(name: &Path) -> PathBuf {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".new");
+    hidden.into()
+}
+
+/// A socket's file before it has its name. Dropping it removes the file.
+struct Hidden<'a> {
+    directory: &'a OwnedFd,
+    name: PathBuf,
+}
+
+impl Hidden<'_> {
+    fn publish(&self, name: &Path) -> rustix::io::Result<()> {
+        rustix::fs::linkat(self.directory, &self.name, self.directory, name, AtFlags::empty())
+    }
+
+    fn give_to(&self, user: Option<Uid>, group: Option<Gid>) -> rustix::io::Result<()> {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(&self.directory, &self.name, None, Some(gid), flags)
-            .and_then(|()| {
-                let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
-                rustix::fs::chmodat(&self.directory, &self.name, mode, AtFlags::empty())
-            })
-            .map_err(|reason| error(reason.to_string()))
+        rustix::fs::chownat(self.directory, &self.name, user, group, flags)
     }
 
     /// A runtime that starts the machine monitor as another user gives that user the directory. Best effort: without
     /// the right to do it there is no other user.
     fn give_to_owner_of_directory(&self) {
-        let Ok(owner) = rustix::fs::fstat(&self.directory) else {
+        let Ok(owner) = rustix::fs::fstat(self.directory) else {
             return;
         };
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
@@ -119,13 +123,32 @@ impl Socket {
             return;
         }
         let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        if let Err(error) = rustix::fs::chownat(&self.directory, &self.name, Some(uid), Some(gid), flags) {
+        if let Err(error) = self.give_to(Some(uid), Some(gid)) {
             tracing::debug!(
                 "socket {}: cannot give it to {uid:?}: {error}",
                 self.name.display()
             );
         }
+    }
+
+    fn give_to_group(&self, group: &str) -> Result<(), String> {
+        let gid = match group.parse() {
+            Ok(number) => Gid::from_raw(number),
+            Err(_) => nix::unistd::Group::from_name(group)
+                .map_err(|reason| reason.to_string())?
+                .map(|group| Gid::from_raw(group.gid.as_raw()))
+                .ok_or("there is none of this name")?,
+        };
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
+        self.give_to(None, Some(gid))
+            .and_then(|()| rustix::fs::chmodat(self.directory, &self.name, mode, AtFlags::empty()))
+            .map_err(|reason| reason.to_string())
+    }
+}
+
+impl Drop for Hidden<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::fs::unlinkat(self.directory, &self.name, AtFlags::empty());
     }
 }
 
@@ -215,7 +238,7 @@ mod tests {
     fn listens_and_removes_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (socket, listener) = Socket::listen(&path).unwrap();
+        let (socket, listener) = Socket::listen(&path, None).unwrap();
         UnixStream::connect(&path).unwrap();
         listener.accept().unwrap();
         drop(socket);
@@ -228,8 +251,8 @@ mod tests {
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let (first, _listener) = Socket::listen(&path).unwrap();
-        let refused = Socket::listen(&path).unwrap_err().to_string();
+        let (first, _listener) = Socket::listen(&path, None).unwrap();
+        let refused = Socket::listen(&path, None).unwrap_err().to_string();
         assert!(refused.contains("another process listens"), "{refused}");
         assert!(path.exists());
         drop(first);
@@ -237,32 +260,33 @@ mod tests {
 
     #[test]
     fn a_group_may_connect() {
-        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (socket, _listener) = Socket::listen(&path).unwrap();
         let own = rustix::process::getegid().as_raw();
         let name = nix::unistd::Group::from_gid(own.into()).unwrap();
         for group in name.map(|group| group.name).into_iter().chain([own.to_string()]) {
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-            socket.give_to_group(&group).unwrap();
+            let (_socket, _listener) = Socket::listen(&path, Some(&group)).unwrap();
             let file = path.metadata().unwrap();
             assert_eq!((file.gid(), file.mode() & 0o777), (own, 0o660));
         }
-        let refused = socket.give_to_group("no-such-group").unwrap_err().to_string();
-        assert_eq!(
-            refused,
-            "socket s: group \"no-such-group\": there is none of this name"
+        let refused = Socket::listen(&path, Some("no-such-group"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.ends_with("/s: group \"no-such-group\": there is none of this name"),
+            "{refused}"
         );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn whoever_sees_the_file_can_connect() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        for _ in 0..200 {
+        for _ in 0..50 {
             std::thread::scope(|scope| {
-                let listening = scope.spawn(|| Socket::listen(&path).unwrap());
+                let listening = scope.spawn(|| Socket::listen(&path, None).unwrap());
                 while !path.exists() {}
                 UnixStream::connect(&path).unwrap();
                 drop(listening.join().unwrap());
@@ -276,8 +300,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hidden = dir.path().join(".s.new");
         drop(UnixListener::bind(&hidden).unwrap());
-        let (_socket, _listener) = Socket::listen(&dir.path().join("s")).unwrap();
+        let (_socket, _listener) = Socket::listen(&dir.path().join("s"), None).unwrap();
         assert!(!hidden.exists());
+        std::fs::write(&hidden, "somebody's").unwrap();
+        let refused = Socket::listen(&dir.path().join("s"), None)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains(".s.new: there is a file that is no socket"),
+            "{refused}"
+        );
+        assert!(hidden.exists());
     }
 
     #[test]
@@ -286,7 +319,7 @@ mod tests {
         let path = dir.path().join("s");
         std::fs::write(&path, "precious").unwrap();
         assert!(
-            Socket::listen(&path)
+            Socket::listen(&path, None)
                 .unwrap_err()
                 .to_string()
                 .contains("no socket")
@@ -294,7 +327,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
         // Nor what has taken the place of its own.
         std::fs::remove_file(&path).unwrap();
-        let (socket, _listener) = Socket::listen(&path).unwrap();
+        let (socket, _listener) = Socket::listen(&path, None).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "precious").unwrap();
         drop(socket);
@@ -307,9 +340,9 @@ mod tests {
         let deep = dir.path().join("d".repeat(120));
         std::fs::create_dir(&deep).unwrap();
         let path = deep.join("s");
-        let (socket, _listener) = Socket::listen(&path).unwrap();
+        let (socket, _listener) = Socket::listen(&path, None).unwrap();
         assert!(std::fs::symlink_metadata(&path).unwrap().file_type().is_socket());
-        assert!(Socket::listen(&path).is_err());
+        assert!(Socket::listen(&path, None).is_err());
         drop(socket);
         assert!(!path.exists());
     }
@@ -321,7 +354,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let won: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| Socket::listen(&path).ok()))
+                .map(|_| scope.spawn(|| Socket::listen(&path, None).ok()))
                 .collect();
             threads
                 .into_iter()
