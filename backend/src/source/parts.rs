@@ -15,6 +15,7 @@ pub(super) struct Parts<'a> {
     ranges: &'a [Range<u64>],
     /// Bytes of the current part that are still to come.
     left: u64,
+    /// The beginning of a head whose end is still to come.
     buffer: BytesMut,
 }
 
@@ -49,26 +50,31 @@ impl<'a> Parts<'a> {
 
     /// Takes the next piece of the body. An error says what is wrong with it.
     pub(super) fn push(&mut self, piece: Bytes, sink: Sink<'_>) -> Result<(), String> {
-        self.buffer.extend_from_slice(&piece);
+        let mut piece = if self.buffer.is_empty() {
+            piece
+        } else {
+            self.buffer.extend_from_slice(&piece);
+            self.buffer.split().freeze()
+        };
         while !self.complete() {
             if self.left > 0 {
-                let size = self.left.min(self.buffer.len() as u64) as usize;
+                let size = self.left.min(piece.len() as u64) as usize;
                 if size == 0 {
                     return Ok(());
                 }
-                sink(self.buffer.split_to(size).freeze());
+                sink(piece.split_to(size));
                 self.left -= size as u64;
                 continue;
             }
-            let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
-                return if self.buffer.len() > MAX_HEAD {
-                    Err("a part without a head".to_owned())
-                } else {
-                    Ok(())
-                };
+            let Some(end) = piece.windows(4).position(|window| window == b"\r\n\r\n") else {
+                if piece.len() > MAX_HEAD {
+                    return Err("a part without a head".to_owned());
+                }
+                self.buffer.extend_from_slice(&piece);
+                return Ok(());
             };
-            let head = String::from_utf8_lossy(self.buffer.get(..end).unwrap_or_default()).into_owned();
-            self.buffer.advance(end + 4);
+            let head = String::from_utf8_lossy(piece.get(..end).unwrap_or_default()).into_owned();
+            piece.advance(end + 4);
             self.begin(&head)?;
         }
         Ok(())
