@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use rafsd::tool::serve::{Auth, Fault, Identity, Options, Server};
+use rafsd::tool::serve::{Auth, Fault, Identity, Options, Server, UpstreamOptions};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -546,7 +546,10 @@ fn in_front_of(upstream: &str) -> (TempDir, Server) {
 fn mirror(store: &TempDir, upstream: &str) -> Server {
     Server::start(Options {
         directories: vec![store.path().to_path_buf()],
-        upstream: Some(upstream.to_owned()),
+        upstream: Some(UpstreamOptions {
+            url: upstream.into(),
+            ..UpstreamOptions::default()
+        }),
         ..Options::default()
     })
     .unwrap()
@@ -625,6 +628,57 @@ fn what_an_upstream_damages_or_lacks_is_not_stored() {
     assert_eq!(get(&server, &other).status, 404);
     assert_eq!(get(&server, &images.path().replace("deep", "..")).status, 400);
     assert!(get(&server, &images.path()).body == images.blob);
+}
+
+#[test]
+fn an_upstream_may_want_tls_and_a_password_or_a_token() {
+    let images = images(300_000);
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (user, password) = ("user".to_owned(), "pass:word".to_owned());
+    for auth in [
+        Auth::Basic {
+            user: user.clone(),
+            password: password.clone(),
+        },
+        Auth::Bearer {
+            credentials: Some((user.clone(), password.clone())),
+            ttl: Duration::from_secs(60),
+        },
+    ] {
+        let upstream = images.serve(Options {
+            auth: auth.clone(),
+            tls: Some(Identity {
+                certificate: made.cert.pem().into_bytes(),
+                key: made.signing_key.serialize_pem().into_bytes(),
+            }),
+            ..Options::default()
+        });
+        let authority = images.directory.path().join("authority.pem");
+        fs::write(&authority, made.cert.pem()).unwrap();
+        for (credentials, status) in [("user:pass%3Aword", 200), ("user:other", 502)] {
+            let store = TempDir::new().unwrap();
+            let server = Server::start(Options {
+                directories: vec![store.path().to_path_buf()],
+                upstream: Some(UpstreamOptions {
+                    url: upstream
+                        .url()
+                        .replace("://", &format!("://{credentials}@"))
+                        .into(),
+                    authorities: vec![authority.clone()],
+                    ..UpstreamOptions::default()
+                }),
+                ..Options::default()
+            })
+            .unwrap();
+            let answer = get(&server, &images.path());
+            let reason = String::from_utf8_lossy(&answer.body);
+            assert_eq!(answer.status, status, "{auth:?} {credentials}: {reason}");
+            match status {
+                200 => assert!(answer.body == images.blob),
+                _ => assert!(!reason.contains("other"), "{reason}"),
+            }
+        }
+    }
 }
 
 /// Registry with one manifest, `repository:latest`, that closes after `answers` answers; how many it gave.
@@ -715,7 +769,10 @@ fn an_upstream_needs_a_url_and_a_directory_to_keep_things_in() {
     let start = |directories: Vec<PathBuf>, upstream: &str| {
         let options = Options {
             directories,
-            upstream: Some(upstream.to_owned()),
+            upstream: Some(UpstreamOptions {
+                url: upstream.into(),
+                ..UpstreamOptions::default()
+            }),
             ..Options::default()
         };
         Server::start(options).err().unwrap().to_string()

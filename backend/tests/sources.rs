@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rafsd_backend::config::*;
+use rafsd_backend::error::{SourceError, SourceErrorKind};
+use rafsd_backend::source::pull::{Upstream, UpstreamOptions};
 use rafsd_backend::store::*;
 use sha2::{Digest, Sha256};
 use support::http::{Reply, Request, Server};
@@ -665,6 +667,26 @@ fn the_docker_registry_with_tls_and_basic_authentication() {
         );
         std::fs::write(&config, text).unwrap();
         let daemon = serve_by(Command::new(&registry).arg("serve").arg(&config), port);
+        // Whole, as `rafs serve` takes it from an upstream.
+        let whole = |credentials: &str| {
+            let upstream = Upstream::new(&UpstreamOptions {
+                url: format!("https://{credentials}@localhost:{port}").into(),
+                authorities: vec![pem.clone()],
+                silence: None,
+            });
+            let path = format!("/v2/{repo}/blobs/sha256:{}", blob.id);
+            tokio::runtime::Runtime::new().unwrap().block_on(async {
+                let upstream = upstream.unwrap();
+                let mut object = upstream.get(repo, &path, "*/*").await?;
+                let mut body = Vec::new();
+                while let Some(piece) = upstream.piece(&mut object).await? {
+                    body.extend_from_slice(&piece);
+                }
+                Ok::<_, SourceError>(body)
+            })
+        };
+        assert!(whole("user:pass").unwrap() == blob.stored);
+        assert_eq!(whole("user:other").unwrap_err().kind, SourceErrorKind::Denied);
         let http = HttpConfig {
             ca_cert_files: vec![pem],
             timeout: Duration::from_secs(20),

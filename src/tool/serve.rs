@@ -46,6 +46,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 pub use auth::Auth;
+pub use backend::source::pull::UpstreamOptions;
 pub use fault::Fault;
 pub use record::Request;
 pub use tls::Identity;
@@ -83,9 +84,12 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "token")]
     token_ttl: u64,
     /// Registry to fetch from, once, what the directories lack: http[s]://HOST[:PORT]. It is kept in the first directory, which
-    /// has to be writable; blobs are verified against their digest.
+    /// has to be writable; blobs are verified against their digest. Credentials go into the URL: USER:PASSWORD@HOST.
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
+    /// Authority (PEM) to trust beside the host's where the upstream speaks https; may be given several times.
+    #[arg(long, value_name = "FILE", requires = "upstream")]
+    upstream_ca: Vec<PathBuf>,
     /// Append one JSON object per registry request to this file.
     #[arg(long, value_name = "FILE")]
     request_log: Option<PathBuf>,
@@ -109,7 +113,7 @@ pub struct Options {
     /// Who may ask.
     pub auth: Auth,
     /// Registry that what is not there is fetched from, to be kept in the first directory.
-    pub upstream: Option<String>,
+    pub upstream: Option<UpstreamOptions>,
     /// File that a JSON line per registry request is appended to.
     pub request_log: Option<PathBuf>,
     /// Serve https.
@@ -310,7 +314,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
         listen: Some(arguments.listen),
         fault,
         auth,
-        upstream: arguments.upstream,
+        upstream: arguments.upstream.map(|url| UpstreamOptions {
+            url: url.into(),
+            authorities: arguments.upstream_ca,
+            silence: None,
+        }),
         request_log: arguments.request_log,
         tls,
     })?;

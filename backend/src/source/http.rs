@@ -18,6 +18,7 @@ use reqwest::{Client, Response};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
+pub(super) use self::body::Pace;
 pub(super) use self::failure::{describe, kind_of, stalled};
 pub(crate) use self::failure::{host_of, protocol};
 use self::head::{boundary_of, check_head};

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backend::error::{SourceError, SourceErrorKind};
-use backend::source::pull::Upstream;
+use backend::source::pull::{Upstream, UpstreamOptions};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -64,9 +64,19 @@ pub(super) enum Kind {
     Manifest,
 }
 
+/// An object, and where it is to be kept.
+struct Wanted {
+    kind: Kind,
+    repository: String,
+    path: String,
+    target: PathBuf,
+    /// Its sha256, if that is known.
+    digest: Option<String>,
+}
+
 impl Pull {
     /// Fetches from `upstream`, and keeps it in `store`, which has to be writable.
-    pub(super) fn new(upstream: &str, store: &Path) -> Result<Self, ServeError> {
+    pub(super) fn new(upstream: &UpstreamOptions, store: &Path) -> Result<Self, ServeError> {
         let unusable = |source| ServeError::File {
             action: "keep what the upstream sends in",
             path: store.to_path_buf(),
@@ -96,15 +106,27 @@ impl Pull {
             Kind::Manifest => "manifests",
         };
         let path = format!("/v2/{repository}/{what}/sha256:{hex}");
-        let target = self.store.join("blobs").join(hex);
-        self.in_turn(kind, path, target, Some(hex.to_owned())).await
+        let wanted = Wanted {
+            kind,
+            repository: repository.to_owned(),
+            path,
+            target: self.store.join("blobs").join(hex),
+            digest: Some(hex.to_owned()),
+        };
+        self.in_turn(wanted).await
     }
 
     /// Where the manifest is that a tag means now, or meant when the upstream last answered.
     pub(super) async fn tag(self: &Arc<Self>, repository: &str, tag: &str) -> Result<PathBuf, PullError> {
         let target = tag_file(&self.store, repository, tag);
-        let path = format!("/v2/{repository}/manifests/{tag}");
-        match self.in_turn(Kind::Manifest, path, target.clone(), None).await {
+        let wanted = Wanted {
+            kind: Kind::Manifest,
+            repository: repository.to_owned(),
+            path: format!("/v2/{repository}/manifests/{tag}"),
+            target: target.clone(),
+            digest: None,
+        };
+        match self.in_turn(wanted).await {
             Err(PullError::Upstream(reason)) if target.exists() => {
                 tracing::warn!(reason, repository, tag, "the manifest stored before is served");
                 Ok(target)
@@ -113,21 +135,20 @@ impl Pull {
         }
     }
 
-    async fn in_turn(
-        self: &Arc<Self>,
-        kind: Kind,
-        path: String,
-        target: PathBuf,
-        digest: Option<String>,
-    ) -> Result<(), PullError> {
+    async fn in_turn(self: &Arc<Self>, wanted: Wanted) -> Result<(), PullError> {
         let pull = Arc::clone(self);
         let fetch = tokio::spawn(async move {
-            let turn = pull.turns.lock().entry(target.clone()).or_default().clone();
+            let turn = pull
+                .turns
+                .lock()
+                .entry(wanted.target.clone())
+                .or_default()
+                .clone();
             let held = turn.lock().await;
-            let outcome = if digest.is_some() && target.exists() {
+            let outcome = if wanted.digest.is_some() && wanted.target.exists() {
                 Ok(())
             } else {
-                pull.fetch(kind, &path, &target, digest.as_deref()).await
+                pull.fetch(wanted).await
             };
             drop(held);
             drop(turn);
@@ -137,21 +158,22 @@ impl Pull {
         fetch.await.map_err(io::Error::other)?
     }
 
-    async fn fetch(
-        &self,
-        kind: Kind,
-        path: &str,
-        target: &Path,
-        digest: Option<&str>,
-    ) -> Result<(), PullError> {
+    async fn fetch(&self, wanted: Wanted) -> Result<(), PullError> {
+        let Wanted {
+            kind,
+            repository,
+            path,
+            target,
+            digest,
+        } = wanted;
         let (limit, accept) = match kind {
             Kind::Blob => (u64::MAX, "*/*"),
             Kind::Manifest => (MAX_MANIFEST, manifest::ACCEPT),
         };
         let host = self.upstream.host();
-        let mut object = self.upstream.get(path, accept).await?;
+        let mut object = self.upstream.get(&repository, &path, accept).await?;
         let (send, receive) = mpsc::channel(PIECES);
-        let name = target.to_path_buf();
+        let name = target.clone();
         let writer = tokio::task::spawn_blocking(move || write(&name, receive));
         let received = async {
             let mut size = 0;
@@ -176,7 +198,6 @@ impl Pull {
             let reason = format!("upstream {host}: {path} has digest sha256:{actual}, not sha256:{expected}");
             return Err(PullError::Upstream(reason));
         }
-        let target = target.to_path_buf();
         let kept = tokio::task::spawn_blocking(move || {
             if kind == Kind::Manifest && manifest::read(&partial.path)?.is_none() {
                 return Ok(false);

@@ -21,8 +21,10 @@ impl Transport {
     pub(crate) async fn text(&self, mut response: Answer, limit: usize) -> Result<Vec<u8>, SourceError> {
         let host = host_of(response.url());
         let mut body = Vec::new();
+        let mut pace = Pace::new(self.timeout);
         while let Some(piece) = self.piece(&mut response, &host).await? {
             body.extend_from_slice(&piece);
+            pace.check(piece.len(), &host)?;
             if body.len() > limit {
                 return Err(protocol(&host, format!("answer of more than {limit} bytes")));
             }
@@ -108,7 +110,8 @@ impl Transport {
         }
     }
 
-    async fn piece(&self, answer: &mut Answer, host: &str) -> Result<Option<Bytes>, SourceError> {
+    /// The next bytes of a body; `None` at its end.
+    pub(in crate::source) async fn piece(&self, answer: &mut Answer, host: &str) -> Result<Option<Bytes>, SourceError> {
         match timeout(self.timeout, answer.response.chunk()).await {
             Ok(Ok(piece)) => Ok(piece),
             Ok(Err(error)) => Err(SourceError::new(kind_of(&error), host, describe(&error))),
@@ -118,14 +121,14 @@ impl Transport {
 }
 
 /// Watches that a body does not trickle.
-struct Pace {
+pub(in crate::source) struct Pace {
     patience: Duration,
     since: Instant,
     bytes: u64,
 }
 
 impl Pace {
-    fn new(patience: Duration) -> Self {
+    pub(in crate::source) fn new(patience: Duration) -> Self {
         Self {
             patience,
             since: Instant::now(),
@@ -133,7 +136,8 @@ impl Pace {
         }
     }
 
-    fn check(&mut self, size: usize, host: &str) -> Result<(), SourceError> {
+    /// So many bytes have come.
+    pub(in crate::source) fn check(&mut self, size: usize, host: &str) -> Result<(), SourceError> {
         self.bytes += size as u64;
         let spent = self.since.elapsed();
         if spent <= self.patience {
