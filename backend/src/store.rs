@@ -9,7 +9,7 @@
 //!
 //! Parts: `index` (the blob's own list of chunks), `fetch` (from absent chunks to resident ones), `flight` and
 //! `waiter` (what is on its way, and for whom), `share` (one fetch per chunk among processes), `request` (reads a range), `plan` (which
-//! ranges to ask for), `ahead` (how much around them), `gather` (one request for several readers), `budget` (who may ask now), `strain` (whether it should), `pool` (the decode threads), `status` (what people ask).
+//! ranges to ask for), `ahead` (how much around them), `gather` (one request for several readers), `budget` (who may ask now), `strain` (whether it should) and `width` (how often at a time), `pool` (the decode threads), `status` (what people ask).
 
 mod ahead;
 mod budget;
@@ -26,6 +26,7 @@ mod share;
 mod status;
 mod strain;
 mod waiter;
+mod width;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -5,8 +5,8 @@
 //!
 //! * a lane that holds nothing is always admitted: no source starves because others sit on the memory;
 //! * one lane holds at most half of the memory beyond that;
-//! * background requests start only while no demand is under way, and take at most a quarter of a lane's slots; hinted
-//!   ones take at most three quarters.
+//! * background requests take at most half of a lane's slots and three eighths of the memory, hinted ones three quarters of the slots: a
+//!   read of a guest finds room.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -184,15 +184,19 @@ impl Lane {
     /// The request to admit next, if there is one that may.
     fn next(&self, used: u64, memory: u64, slots: usize) -> Option<(Priority, u64)> {
         let (key, entry) = self.queue.first_key_value()?;
-        let [demand, hinted, background] = self.running;
+        let [_, hinted, background] = self.running;
         let free = self.total() < slots;
         let fits = match key.0 {
             Priority::Demand => free,
             Priority::Hinted => free && hinted + background < (slots * 3 / 4).max(1),
-            Priority::Background => free && demand == 0 && hinted + background < (slots / 4).max(1),
+            Priority::Background => free && hinted + background < (slots / 2).max(1),
+        };
+        let most = match key.0 {
+            Priority::Demand | Priority::Hinted => memory / 2,
+            Priority::Background => memory / 8 * 3,
         };
         let affordable =
-            self.total() == 0 || (used + entry.bytes <= memory && self.used + entry.bytes <= memory / 2);
+            self.total() == 0 || (used + entry.bytes <= memory && self.used + entry.bytes <= most);
         (fits && affordable).then_some(*key)
     }
 }
@@ -237,17 +241,24 @@ mod tests {
 
     #[tokio::test]
     async fn background_leaves_slots_to_demand() {
-        let budget = Budget::new(1 << 20, 4);
+        let budget = Budget::new(800, 4);
         let low = ticket(Priority::Background);
         let first = budget.enter(1, &low, 1).now_or_never().flatten();
         assert!(first.is_some());
-        let mut second = Box::pin(budget.enter(1, &low, 1));
-        assert!(second.as_mut().now_or_never().is_none());
-        let demand = budget
-            .enter(1, &ticket(Priority::Demand), 1)
-            .now_or_never()
-            .flatten();
-        assert!(demand.is_some());
+        let mut large = Box::pin(budget.enter(1, &low, 300));
+        assert!(large.as_mut().now_or_never().is_none());
+        drop(large);
+        let second = budget.enter(1, &low, 1).now_or_never().flatten();
+        assert!(second.is_some());
+        let mut third = Box::pin(budget.enter(1, &low, 1));
+        assert!(third.as_mut().now_or_never().is_none());
+        for _ in 0..2 {
+            let demand = budget
+                .enter(1, &ticket(Priority::Demand), 150)
+                .now_or_never()
+                .flatten();
+            assert!(demand.is_some());
+        }
     }
 
     #[tokio::test]

@@ -39,6 +39,12 @@ pub(super) struct Plan {
     pub(super) waiter: Arc<Waiter>,
 }
 
+/// The priority of planning what is fetched with this one: while what has come in the background waits to be decoded, the next may
+/// be on its way.
+pub(super) fn planning(fetch: Priority) -> Priority {
+    fetch.min(Priority::Hinted)
+}
+
 impl Blob {
     pub(super) fn engine(&self) -> &Engine {
         &self.shared.engine
@@ -49,7 +55,7 @@ impl Blob {
         let blob = Arc::clone(self);
         self.engine()
             .pool
-            .push(plan.priority, Box::new(move |_| blob.run_plan(plan)));
+            .push(planning(plan.priority), Box::new(move |_| blob.run_plan(plan)));
     }
 
     pub(super) fn run_plan(self: Arc<Self>, plan: Plan) {
@@ -116,6 +122,7 @@ impl Blob {
             .map(|chunk| ((chunk.index, codec::stamp(&self.description, &chunk)), chunk))
             .collect();
         let (mut claims, mut arrived, mut raised) = (Vec::new(), Vec::new(), Vec::new());
+        let mut forward = Vec::new();
         let mut flights = self.shared.flights.lock();
         for (key, chunk) in keyed {
             // Landing marks the chunk resident first and removes the flight then: no chunk is missed in between.
@@ -132,16 +139,20 @@ impl Blob {
                     .joined
                     .fetch_add(waiter.is_some().into(), Ordering::Relaxed);
                 raised.push(Arc::clone(&flight.ticket));
+                if priority < flight.priority {
+                    flight.priority = priority;
+                    forward.extend(flight.queued.upgrade());
+                }
                 continue;
             }
-            let waiters = waiters.into_iter().collect();
-            flights.insert(
-                key,
-                Flight {
-                    waiters,
-                    ticket: Arc::clone(ticket),
-                },
-            );
+            // What nobody asked for is decoded after what somebody waits for.
+            let urgency = match waiter {
+                Some(_) => priority,
+                None => ticket.priority().max(Priority::Hinted),
+            };
+            let mut flight = Flight::new(ticket, urgency);
+            flight.waiters.extend(waiters);
+            flights.insert(key, flight);
             claims.push((
                 chunk,
                 Claim {
@@ -153,6 +164,9 @@ impl Blob {
             ));
         }
         drop(flights);
+        for job in forward {
+            self.engine().pool.queue(priority, job);
+        }
         if let Some(waiter) = waiter {
             for (index, version) in arrived {
                 waiter.arrived(index, Arrival::Resident(version));

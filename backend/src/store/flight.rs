@@ -11,8 +11,9 @@ use super::ahead::Ahead;
 use super::budget::Ticket;
 use super::origin::Origin;
 use super::plan::Stored;
+use super::pool::{Job, Queued, QueuedRef};
 use super::waiter::{Arrival, Waiter};
-use super::{Blob, Engine, FetchError};
+use super::{Blob, Engine, FetchError, Priority};
 use crate::cache::{CacheFiles, Filling};
 use crate::chunk::{BlobDescription, Chunk};
 use crate::config::CacheConfig;
@@ -43,6 +44,21 @@ pub(super) type FlightKey = (u32, [u8; 32]);
 pub(super) struct Flight {
     pub(super) waiters: Vec<(Arc<Waiter>, Arc<Blob>)>,
     pub(super) ticket: Arc<Ticket>,
+    /// Of this chunk alone: its request may be more urgent for the sake of another one.
+    pub(super) priority: Priority,
+    /// Its bytes are there, and wait for a decode thread.
+    pub(super) queued: QueuedRef,
+}
+
+impl Flight {
+    pub(super) fn new(ticket: &Arc<Ticket>, priority: Priority) -> Self {
+        Self {
+            waiters: Vec::new(),
+            ticket: Arc::clone(ticket),
+            priority,
+            queued: QueuedRef::new(),
+        }
+    }
 }
 
 impl Shared {
@@ -69,6 +85,22 @@ impl Shared {
     /// Whether a view with this description can share the files.
     pub(super) fn fits(&self, blob: &BlobDescription, cache: &CacheConfig) -> bool {
         self.size == (blob.uncompressed_size, blob.chunk_count) && self.files.fits(cache)
+    }
+
+    /// Hands `job`, which lands the flights of `keys`, to the decode threads.
+    pub(super) fn decode(&self, keys: &[FlightKey], job: Job) {
+        let job = Queued::new(job);
+        let mut priority = Priority::Background;
+        let mut flights = self.flights.lock();
+        for key in keys {
+            if let Some(flight) = flights.get_mut(key) {
+                flight.queued = Arc::downgrade(&job);
+                priority = priority.min(flight.priority);
+            }
+        }
+        drop(flights);
+        // Who joins from now on queues it once more.
+        self.engine.pool.queue(priority, job);
     }
 
     /// Removes a flight and returns who waits for it.

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::budget::LaneId;
 use super::strain::Strain;
+use super::width::Width;
 use super::{Completion, Priority};
 use crate::error::{SourceError, SourceErrorKind};
 use crate::metrics::{SourceCounters, SourceMetrics};
@@ -24,6 +25,7 @@ pub(crate) struct Origin {
     /// The source asked to be left alone until then.
     hold: Mutex<Option<Instant>>,
     strain: Mutex<Strain>,
+    width: Mutex<Width>,
     /// Fetches that somebody waits for.
     waiting: AtomicUsize,
 }
@@ -36,6 +38,7 @@ impl Origin {
             counters: SourceCounters::default(),
             hold: Mutex::new(None),
             strain: Mutex::default(),
+            width: Mutex::default(),
             waiting: AtomicUsize::new(0),
         })
     }
@@ -59,10 +62,13 @@ impl Origin {
         }
         let begin = Instant::now();
         self.counters.begin(retry);
-        let mut first = true;
+        let mut answered = None;
         let mut counted = |bytes: Bytes| {
-            if std::mem::take(&mut first) && priority == Priority::Demand {
-                self.strain.lock().answered(begin.elapsed(), Instant::now());
+            if answered.is_none() {
+                let now = *answered.insert(Instant::now());
+                if priority == Priority::Demand {
+                    self.strain.lock().answered(now - begin, now);
+                }
             }
             self.counters.received(bytes.len());
             sink(bytes);
@@ -73,6 +79,9 @@ impl Origin {
         };
         self.counters.end(size, begin.elapsed(), outcome.is_err());
         self.strain.lock().ended(outcome.is_err(), Instant::now());
+        if let Some(answered) = answered.filter(|_| priority == Priority::Background && outcome.is_ok()) {
+            self.width.lock().carried(size, answered.elapsed());
+        }
         if let Err(error) = &outcome
             && error.kind == SourceErrorKind::Throttled
             && let Some(pause) = error.retry_after
@@ -93,6 +102,15 @@ impl Origin {
             origin.waiting.fetch_sub(1, Ordering::Relaxed);
             done(outcome);
         })
+    }
+
+    /// Requests for what nobody waits for that may be under way now; none if reads need the link.
+    pub(super) fn width(&self) -> usize {
+        let width = self.width.lock();
+        if width.is_narrow() && self.waiting() > 0 {
+            return 0;
+        }
+        width.get()
     }
 
     /// Fetches that somebody waits for now.

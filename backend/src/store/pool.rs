@@ -1,9 +1,11 @@
 //! The decode threads: run jobs by priority, survive what a job does.
+//!
+//! A job may be queued a second time, at a higher priority, when somebody begins to wait for it: it is run once.
 
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use parking_lot::{Condvar, Mutex};
@@ -15,9 +17,22 @@ use crate::config::{StoreThread, ThreadStart};
 /// Work for a decode thread. Whoever waits for its outcome must be told by its `Drop`, should it not be run.
 pub(crate) type Job = Box<dyn FnOnce(&mut Decoder) + Send>;
 
+/// A job that can be queued again. Runs at most once.
+pub(crate) struct Queued(Mutex<Option<Job>>);
+
+impl Queued {
+    pub(crate) fn new(job: Job) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(job))))
+    }
+}
+
+/// Knows a job as long as it is queued. Keeps nothing alive.
+pub(crate) type QueuedRef = Weak<Queued>;
+
 /// The queue in front of the decode threads. Dropping the last handle ends them.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
+    threads: usize,
 }
 
 struct Shared {
@@ -27,7 +42,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Lanes {
-    by_priority: [VecDeque<Job>; 3],
+    by_priority: [VecDeque<Arc<Queued>>; 3],
     closed: bool,
 }
 
@@ -39,8 +54,9 @@ impl Pool {
         });
         let pool = Self {
             shared: Arc::clone(&shared),
+            threads: threads.max(1),
         };
-        for number in 0..threads.max(1) {
+        for number in 0..pool.threads {
             let (shared, start) = (Arc::clone(&shared), start.clone());
             thread::Builder::new()
                 .name(format!("decode-{number}"))
@@ -52,7 +68,17 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Decode threads.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
     pub(crate) fn push(&self, priority: Priority, job: Job) {
+        self.queue(priority, Queued::new(job));
+    }
+
+    /// Queues a job, perhaps once more.
+    pub(crate) fn queue(&self, priority: Priority, job: Arc<Queued>) {
         let mut lanes = self.shared.lanes.lock();
         if let Some(lane) = lanes.by_priority.get_mut(priority as usize) {
             lane.push_back(job);
@@ -84,13 +110,15 @@ impl Shared {
     fn next(&self) -> Option<Job> {
         let mut lanes = self.lanes.lock();
         loop {
-            if let Some(job) = lanes.by_priority.iter_mut().find_map(VecDeque::pop_front) {
-                return Some(job);
+            match lanes.by_priority.iter_mut().find_map(VecDeque::pop_front) {
+                // Nothing is left of one that was queued twice.
+                Some(queued) => match queued.0.lock().take() {
+                    Some(job) => return Some(job),
+                    None => continue,
+                },
+                None if lanes.closed => return None,
+                None => self.work.wait(&mut lanes),
             }
-            if lanes.closed {
-                return None;
-            }
-            self.work.wait(&mut lanes);
         }
     }
 }
@@ -114,6 +142,26 @@ mod tests {
         gate.send(()).unwrap();
         let seen: Vec<_> = (0..3).map(|_| seen.recv().unwrap()).collect();
         assert_eq!(seen, [Priority::Demand, Priority::Hinted, Priority::Background]);
+    }
+
+    #[test]
+    fn a_job_that_is_queued_again_goes_forward_and_runs_once() {
+        let pool = Pool::new(1, &ThreadStart::default()).unwrap();
+        let (gate, closed) = mpsc::channel::<()>();
+        let (order, seen) = mpsc::channel();
+        pool.push(Priority::Background, Box::new(move |_| closed.recv().unwrap()));
+        let job = |name: &'static str| {
+            let order = order.clone();
+            Queued::new(Box::new(move |_| order.send(name).unwrap()))
+        };
+        let (first, second) = (job("first"), job("second"));
+        pool.queue(Priority::Background, first);
+        pool.queue(Priority::Background, Arc::clone(&second));
+        pool.queue(Priority::Demand, second);
+        pool.queue(Priority::Background, job("last"));
+        gate.send(()).unwrap();
+        let seen: Vec<_> = (0..3).map(|_| seen.recv().unwrap()).collect();
+        assert_eq!(seen, ["second", "first", "last"]);
     }
 
     #[test]

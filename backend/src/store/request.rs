@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Blob;
 use super::budget::{Permit, Ticket};
-use super::flight::Unit;
+use super::flight::{FlightKey, Unit};
 use super::plan::{Group, Stored};
 use crate::codec::Decoder;
 use crate::error::SourceError;
@@ -19,6 +19,7 @@ use crate::source::retry::Backoff;
 /// The answer to a request, on its way in.
 pub(super) struct Assembly {
     segments: VecDeque<Group<Unit>>,
+    /// The beginning of a segment whose end is still to come.
     buffer: BytesMut,
     /// Where in the blob the next byte to arrive lies.
     at: u64,
@@ -65,27 +66,32 @@ impl Assembly {
         ranges
     }
 
-    /// Memory that it takes from request to cache.
-    fn cost(&self) -> u64 {
-        let decoded: u64 = self.units().map(Unit::decoded_size).sum();
+    /// Memory that it takes from request to cache: what is to come, and of what is decoded as many units as there are threads for it.
+    fn cost(&self, threads: usize) -> u64 {
+        let largest = self.units().map(Unit::decoded_size).max().unwrap_or(0);
+        let decoded: u64 = self.units().take(threads).map(|_| largest).sum();
         let missing = self.ranges(usize::MAX);
         missing.iter().map(|range| range.end - range.start).sum::<u64>() + decoded
     }
 
-    /// Takes the next bytes; returns the segments that they complete.
-    fn push(&mut self, mut bytes: &[u8]) -> Vec<(Group<Unit>, Bytes)> {
+    /// Takes the next bytes; returns the segments that they complete. Copies only what came in several pieces.
+    fn push(&mut self, mut bytes: Bytes) -> Vec<(Group<Unit>, Bytes)> {
         let mut complete = Vec::new();
         while let Some(segment) = self.segments.front().filter(|_| !bytes.is_empty()) {
             let wanted = segment.range.end.saturating_sub(self.at).min(bytes.len() as u64) as usize;
-            let (now, later) = bytes.split_at(wanted);
-            self.buffer.extend_from_slice(now);
+            let mut stored = bytes.split_to(wanted);
             self.at += wanted as u64;
-            bytes = later;
-            if let Some(segment) = self.segments.pop_front_if(|segment| segment.range.end <= self.at) {
-                complete.push((segment, self.buffer.split().freeze()));
-                // The next one may lie further behind.
-                self.at = self.segments.front().map_or(self.at, |next| next.range.start);
+            let finished = self.segments.pop_front_if(|segment| segment.range.end <= self.at);
+            if finished.is_none() || !self.buffer.is_empty() {
+                self.buffer.extend_from_slice(&stored);
             }
+            let Some(segment) = finished else { continue };
+            if !self.buffer.is_empty() {
+                stored = self.buffer.split().freeze();
+            }
+            complete.push((segment, stored));
+            // The next one may lie further behind.
+            self.at = self.segments.front().map_or(self.at, |next| next.range.start);
         }
         complete
     }
@@ -152,7 +158,11 @@ pub(super) async fn request(blob: Arc<Blob>, mut assembly: Assembly, ticket: Arc
         let Some(permit) = shared
             .engine
             .budget
-            .enter(shared.origin.lane, &ticket, assembly.cost())
+            .enter(
+                shared.origin.lane,
+                &ticket,
+                assembly.cost(shared.engine.pool.threads()),
+            )
             .await
         else {
             return;
@@ -210,9 +220,10 @@ async fn attempt(
     let priority = ticket.priority();
     let ranges = assembly.ranges(shared.origin.source.ranges_per_request().max(1));
     let mut sink = |bytes: Bytes| {
-        for (segment, stored) in assembly.push(&bytes) {
+        for (segment, stored) in assembly.push(bytes) {
             let (blob, ticket, permit) = (Arc::clone(blob), Arc::clone(ticket), Arc::clone(&permit));
-            let priority = ticket.priority();
+            let chunks = segment.units.iter().flat_map(|unit| &unit.chunks);
+            let keys: Vec<FlightKey> = chunks.map(|(_, claim)| claim.key).collect();
             let job = move |decoder: &mut Decoder| {
                 for unit in segment.units {
                     let from = (unit.range.start - segment.range.start) as usize;
@@ -221,7 +232,7 @@ async fn attempt(
                 }
                 drop(permit);
             };
-            shared.engine.pool.push(priority, Box::new(job));
+            shared.decode(&keys, Box::new(job));
         }
     };
     shared
