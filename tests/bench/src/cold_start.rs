@@ -53,39 +53,47 @@ enum Kind {
     Nydusd,
 }
 
-/// Compares rafsd and nydusd, and prints the tables; only of starts that read so many files at a time, if a number is given.
-pub fn compare(programs: &Programs, directory: &Path, rounds: usize, only: Option<usize>) -> Result<()> {
+/// Compares rafsd and nydusd, and prints the tables; only of starts that read so many files at a time, if a number is given, and only of rows
+/// that have one of `words` in their names, if there are any.
+pub fn compare(
+    programs: &Programs,
+    directory: &Path,
+    rounds: usize,
+    only: Option<usize>,
+    words: &[&str],
+) -> Result<()> {
     let (image, start) = make(&programs.rafs, directory)?;
     let server = Server::start(&programs.rafs, &directory.join("cold-image"))?;
     let traces = record(&image, &start, programs, &server, directory)?;
-    println!("\n| latency | depth | daemon | seconds | requests | KiB |\n|---|---|---|---|---|---|");
+    println!("\n| latency | depth | daemon | seconds | × nydusd's best | × warm | requests | KiB |");
+    println!("|---|---|---|---|---|---|---|---|");
     for (latency, depth) in [(5, 8), (20, 8), (5, 1), (20, 1)] {
         if only.is_some_and(|only| only != depth) {
             continue;
         }
         server.delay(latency)?;
-        for mut row in Row::all(programs, &traces) {
-            for _ in 0..rounds {
-                match row.run(programs, &image, &start, &server, depth) {
-                    Ok(run) => row.runs.push(run),
+        let mut rows = Row::all(programs, &traces);
+        rows.retain(|row| words.is_empty() || words.iter().any(|word| row.name.contains(word)));
+        for round in 0..rounds {
+            // The machine's mood is that of a round, and nobody is always first.
+            for turn in 0..rows.len() {
+                let which = (turn + round) % rows.len();
+                let row = &mut rows[which];
+                let run = match row.run(programs, &image, &start, &server, depth) {
+                    Ok(run) => Some(run),
                     // One of the peers stops answering now and then.
                     Err(error) if row.kind == Kind::Nydusd && error.is_timeout() => {
                         eprintln!("{}: {error}", row.name);
+                        None
                     }
                     Err(error) => return Err(Error::Usage(format!("{}: {error}", row.name))),
-                }
+                };
+                row.runs.push(run);
             }
-            let median = |f: fn(&Run) -> f64| median_of(row.runs.iter().map(f));
-            println!(
-                "| {latency} ms | {depth} | {} | {:.3} | {:.0} | {:.0} |",
-                row.name,
-                median(|run| run.time.as_secs_f64()),
-                median(|run| run.requests as f64),
-                median(|run| run.bytes as f64 / 1024.0),
-            );
         }
+        show(&rows, latency, depth);
     }
-    if only.is_some() {
+    if only.is_some() || !words.is_empty() {
         return Ok(());
     }
     server.delay(5)?;
@@ -106,6 +114,40 @@ pub fn compare(programs: &Programs, directory: &Path, rounds: usize, only: Optio
         );
     }
     Ok(())
+}
+
+/// Prints the medians. Times are compared within each round: with the fastest of nydusd's configurations in it, and with a warm start.
+fn show(rows: &[Row], latency: u64, depth: usize) {
+    let rounds = rows.first().map_or(0, |row| row.runs.len());
+    let seconds = |row: &Row, round: usize| row.runs[round].map(|run| run.time.as_secs_f64());
+    let least = |of: &dyn Fn(&Row) -> bool, round| {
+        let times = rows
+            .iter()
+            .filter(|row| of(row))
+            .filter_map(|row| seconds(row, round));
+        times.reduce(f64::min)
+    };
+    for row in rows {
+        let ratio = |of: &dyn Fn(&Row) -> bool| {
+            let ratios = (0..rounds).filter_map(|round| Some(seconds(row, round)? / least(of, round)?));
+            let ratios: Vec<f64> = ratios.collect();
+            let most = ratios.iter().copied().fold(f64::NAN, f64::max);
+            match ratios.is_empty() {
+                true => String::new(),
+                false => format!("{:.2} (most {most:.2})", median_of(ratios.into_iter())),
+            }
+        };
+        let median = |f: fn(&Run) -> f64| median_of(row.runs.iter().flatten().map(f));
+        println!(
+            "| {latency} ms | {depth} | {} | {:.3} | {} | {} | {:.0} | {:.0} |",
+            row.name,
+            median(|run| run.time.as_secs_f64()),
+            ratio(&|row| row.kind == Kind::Nydusd),
+            ratio(&|row| row.warm),
+            median(|run| run.requests as f64),
+            median(|run| run.bytes as f64 / 1024.0),
+        );
+    }
 }
 
 impl Kind {
@@ -184,7 +226,8 @@ struct Row {
     traces: Option<PathBuf>,
     /// Start once before, so that everything is local.
     warm: bool,
-    runs: Vec<Run>,
+    /// By round; nothing where it did not answer.
+    runs: Vec<Option<Run>>,
 }
 
 /// What a start cost.

@@ -111,7 +111,15 @@ fn main() -> Result<()> {
                 .contains(&Kind::Nydusd)
                 .then(|| arguments.peers.join("nydusd")),
         };
-        return cold_start::compare(&programs, directory.path(), arguments.rounds, arguments.depth);
+        let words = arguments.filter.split_whitespace();
+        let words: Vec<&str> = words.filter(|word| *word != "cold").collect();
+        return cold_start::compare(
+            &programs,
+            directory.path(),
+            arguments.rounds,
+            arguments.depth,
+            &words,
+        );
     }
     let setting = prepare(&arguments, directory.path())?;
     if arguments.filter.contains("large") {
