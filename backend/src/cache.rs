@@ -395,11 +395,13 @@ fn map_path(data: &Path) -> PathBuf {
 }
 
 fn old_map(data: &Path, blob: &BlobDescription) -> Option<ChunkMap> {
+    ChunkMap::open_readable(&old_map_path(data)?, blob.chunk_count)
+}
+
+/// Where nydusd 2.2 has the map; `None` for a name that it would not give.
+fn old_map_path(data: &Path) -> Option<PathBuf> {
     let name = data.file_name()?.to_str()?.strip_suffix(".blob.data")?;
-    ChunkMap::open_readable(
-        &data.with_file_name(format!("{name}.chunk_map")),
-        blob.chunk_count,
-    )
+    Some(data.with_file_name(format!("{name}.chunk_map")))
 }
 
 fn stamps_path(data: &Path) -> PathBuf {

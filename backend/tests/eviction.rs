@@ -462,3 +462,49 @@ fn damage_is_found_from_outside_and_fetched_again() {
     read_chunk(&blob, &t.blob, 2);
     assert_eq!(upkeep::verify(t.dir.path(), true).unwrap().good, 4);
 }
+
+#[test]
+fn what_only_others_know_of_is_not_collected() {
+    let t = site(8, 64 << 10);
+    drop(t.open(&t.cache(0)));
+    let map = t.dir.path().join(format!("{}.blob.data.chunk_map", t.blob.id));
+    let map = std::fs::File::options().write(true).open(map).unwrap();
+    let bits = |byte: u8| std::os::unix::fs::FileExt::write_all_at(&map, &[byte], 4096).unwrap();
+    // The first chunk, as nydusd notes it.
+    bits(0x80);
+    let begin = Instant::now();
+    let removed = || upkeep::collect(t.dir.path(), None).unwrap().removed;
+    // The threads of the store let go of the directory a little later.
+    let alone = || {
+        let owner = std::fs::File::open(t.dir.path().join("rafsd.owner.0")).unwrap();
+        owner.try_lock().is_ok()
+    };
+    while !alone() {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(removed(), Vec::<String>::new());
+    bits(0);
+    assert_eq!(removed(), [t.blob.id.clone()]);
+    assert!(upkeep::list(t.dir.path()).unwrap().is_empty());
+}
+
+#[test]
+fn a_record_that_cannot_be_true_is_damage_and_goes() {
+    let t = site(8, 64 << 10);
+    let (_store, blob) = t.open(&t.cache(0));
+    fetch(&blob, &[0, 1]).unwrap();
+    let stamps = t.dir.path().join(format!("{}.blob.data.stamps", t.blob.id));
+    let stamps = std::fs::File::options().write(true).open(stamps).unwrap();
+    // The size in the record of chunk 1: behind a page of header and one of words.
+    std::os::unix::fs::FileExt::write_all_at(&stamps, &[0xff; 4], 8192 + 48 + 40).unwrap();
+    let found = upkeep::verify(t.dir.path(), false).unwrap();
+    assert_eq!(
+        (found.good, &found.damaged, found.dropped),
+        (1, &vec![(t.blob.id.clone(), 1)], 0)
+    );
+    assert_eq!(upkeep::verify(t.dir.path(), true).unwrap().dropped, 1);
+    assert!(blob.is_resident(0) && !blob.is_resident(1));
+    read_chunk(&blob, &t.blob, 1);
+    assert_eq!(upkeep::verify(t.dir.path(), false).unwrap().good, 2);
+}

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
-use super::evict;
+use super::evict::{self, Freed};
 use super::lock::FileLock;
 use super::mapping::Mapping;
 use super::word::OWNERS;
@@ -189,6 +189,15 @@ impl Directory {
         let enough = self.measure() <= quota;
         *last = (!enough).then(Instant::now);
         enough
+    }
+
+    /// Evicts until at most `keep` bytes are used, as far as there is something to evict.
+    pub(super) fn shrink(&self, keep: u64) -> io::Result<Freed> {
+        let _among_processes = FileLock::exclusive(&self.usage_file, EVICTION)?;
+        Ok(match self.measure().saturating_sub(keep) {
+            0 => Freed::default(),
+            wanted => evict::evict(self, wanted),
+        })
     }
 
     /// What was freed by others means: `bytes` fewer are used.

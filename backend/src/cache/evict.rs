@@ -111,7 +111,8 @@ impl Victim {
         })
     }
 
-    /// Frees chunk `index` if it still is what `word` says; tells how many bytes of the disk that gave, `None` if the chunk stays.
+    /// Frees chunk `index` if it still is what `word` says; tells how many bytes of the disk that gave, `None` if the chunk stays. One whose
+    /// record cannot be true is withdrawn all the same, and gives nothing.
     pub(super) fn free(&self, index: u32, word: Word) -> Option<u64> {
         let record = self.ledger.record(index);
         let end = record.offset.checked_add(record.size.into());
@@ -119,9 +120,6 @@ impl Victim {
             .data
             .metadata()
             .is_ok_and(|data| end.is_some_and(|end| end <= data.len()));
-        if record.size == 0 || !within {
-            return None;
-        }
         let filling = self.ledger.turn(index, word)?;
         if filling.record(&Record::default()).is_err() {
             // Nothing was freed, but what is there can not be vouched for either.
@@ -129,6 +127,9 @@ impl Victim {
         }
         if let Some(map) = &self.map {
             map.remove(index);
+        }
+        if record.size == 0 || !within {
+            return Some(0);
         }
         let before = self.blocks();
         if let Err(error) = punch(&self.data, record.offset, record.size.into()) {

@@ -7,12 +7,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
+use super::chunk_map::ChunkMap;
 use super::directory::Directory;
-use super::evict::{self, Victim};
+use super::evict::Victim;
 use super::ledger::Ledger;
 use super::word::{State, Tick};
-use super::{index_path, map_path, stamps_path};
+use super::{index_path, map_path, old_map_path, stamps_path};
+
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
 
 /// A blob in a cache directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,51 +77,47 @@ pub struct Verified {
 
 /// The blobs in `directory`, by name.
 pub fn list(directory: &Path) -> io::Result<Vec<CachedBlob>> {
-    data_files(directory)?
-        .into_iter()
-        .map(|path| {
-            let data = File::open(&path)?;
-            let metadata = data.metadata()?;
-            let ledger = Ledger::open_existing(&stamps_path(&path), &data, None, false, 0);
-            Ok(CachedBlob {
-                name: name(&path),
-                size: metadata.len(),
-                used: metadata.blocks() * 512,
-                chunks: ledger.map(|ledger| count(&ledger)),
-                pinned: is_pinned(&data),
-            })
-        })
-        .collect()
+    let mut blobs = Vec::new();
+    for path in data_files(directory)? {
+        let Some(data) = still_there(File::open(&path))? else {
+            continue;
+        };
+        let metadata = data.metadata()?;
+        let ledger = Ledger::open_existing(&stamps_path(&path), &data, None, false, 0);
+        blobs.push(CachedBlob {
+            name: name(&path),
+            size: metadata.len(),
+            used: metadata.blocks() * 512,
+            chunks: ledger.map(|ledger| count(&ledger)),
+            pinned: is_pinned(&data)?,
+        });
+    }
+    Ok(blobs)
 }
 
 /// Evicts the chunks that were not used for longest until `directory` takes at most `keep` bytes of the disk, if a number is given; and,
 /// if no process of ours uses it, removes the files of blobs that have no chunk.
 pub fn collect(directory: &Path, keep: Option<u64>) -> io::Result<Collected> {
-    let files = data_files(directory)?;
+    data_files(directory)?;
     let ours = Directory::open(directory)?;
     let mut collected = Collected::default();
-    let used = ours.measure();
-    if let Some(wanted) = keep
-        .and_then(|keep| used.checked_sub(keep))
-        .filter(|wanted| *wanted > 0)
-    {
-        let freed = evict::evict(&ours, wanted);
+    if let Some(keep) = keep {
+        let freed = ours.shrink(keep)?;
         (collected.chunks, collected.bytes) = (freed.chunks, freed.bytes);
     }
     let _nobody_begins = ours.lock()?;
     if ours.is_alone() {
-        for path in files {
-            let data = File::open(&path)?;
+        for path in data_files(directory)? {
+            let Some(data) = still_there(File::open(&path))? else {
+                continue;
+            };
             let ledger = Ledger::open_existing(&stamps_path(&path), &data, None, false, 0);
             let chunks = ledger.map(|ledger| count(&ledger));
-            if chunks.is_some_and(|chunks| chunks.present + chunks.doubtful == 0) && !is_pinned(&data) {
-                // Without its data the other files mean nothing.
-                for file in [&path, &stamps_path(&path), &map_path(&path), &index_path(&path)] {
-                    match fs::remove_file(file) {
-                        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                        _ => {}
-                    }
-                }
+            let empty = chunks.is_some_and(|chunks| {
+                chunks.present + chunks.doubtful == 0 && !is_rumoured(&path, chunks.total)
+            });
+            if empty && !is_pinned(&data)? {
+                remove(&path)?;
                 collected.removed.push(name(&path));
             }
         }
@@ -125,15 +126,43 @@ pub fn collect(directory: &Path, keep: Option<u64>) -> io::Result<Collected> {
     Ok(collected)
 }
 
+/// Whether anybody else says that there are chunks in the data file at `path`.
+fn is_rumoured(path: &Path, chunks: u32) -> bool {
+    let of = |path: &Path| ChunkMap::open_readable(path, chunks);
+    let maps = [of(&map_path(path)), old_map_path(path).and_then(|path| of(&path))];
+    let mut maps = maps.into_iter().flatten();
+    maps.any(|map| (0..chunks).any(|index| map.contains(index)))
+}
+
+/// Removes the files of a blob. Without its data, which go first, the others mean nothing.
+fn remove(path: &Path) -> io::Result<()> {
+    let others = [stamps_path(path), map_path(path), index_path(path)];
+    for file in [path.to_owned()].into_iter().chain(others).chain(old_map_path(path)) {
+        still_there(fs::remove_file(file))?;
+    }
+    Ok(())
+}
+
+/// Nothing, if somebody has removed the file meanwhile.
+fn still_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
+
 /// Reads every chunk that is present, and compares it with the checksum that was taken when it was verified. With `drop`, damaged ones are
-/// removed.
+/// removed; without, the directory need not be writable.
 pub fn verify(directory: &Path, drop: bool) -> io::Result<Verified> {
     let files = data_files(directory)?;
-    let ours = Directory::open(directory)?;
+    let ours = drop.then(|| Directory::open(directory)).transpose()?;
+    let owner = ours.as_ref().map_or(0, Directory::owner);
     let mut verified = Verified::default();
     for path in files {
-        let data = OpenOptions::new().read(true).write(drop).open(&path)?;
-        let Some(ledger) = Ledger::open_existing(&stamps_path(&path), &data, None, drop, ours.owner()) else {
+        let Some(data) = still_there(OpenOptions::new().read(true).write(drop).open(&path))? else {
+            continue;
+        };
+        let Some(ledger) = Ledger::open_existing(&stamps_path(&path), &data, None, drop, owner) else {
             continue;
         };
         let blob = Victim::new(data, ledger, &path);
@@ -190,14 +219,29 @@ fn checksum(data: &File, offset: u64, size: u32) -> io::Result<u32> {
     if end.is_none_or(|end| data.metadata().is_ok_and(|data| end > data.len())) {
         return Err(ErrorKind::UnexpectedEof.into());
     }
-    let mut bytes = vec![0; size as usize];
-    data.read_exact_at(&mut bytes, offset)?;
-    Ok(crc32c::crc32c(&bytes))
+    // A damaged record may say anything, and most of a data file may be a hole.
+    let mut buffer = vec![0; PIECE.min(size as usize)];
+    let (mut at, mut left, mut sum) = (offset, size as usize, 0);
+    while left > 0 {
+        let length = left.min(buffer.len());
+        let piece = buffer.get_mut(..length).unwrap_or_default();
+        data.read_exact_at(piece, at)?;
+        sum = crc32c::crc32c_append(sum, piece);
+        at += length as u64;
+        left -= length;
+    }
+    Ok(sum)
 }
 
-fn is_pinned(data: &File) -> bool {
-    // The lock that we get ends with the file.
-    flock(data, FlockOperation::NonBlockingLockExclusive).is_err()
+fn is_pinned(data: &File) -> io::Result<bool> {
+    match flock(data, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            flock(data, FlockOperation::Unlock)?;
+            Ok(false)
+        }
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn name(path: &Path) -> String {
