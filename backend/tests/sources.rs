@@ -618,12 +618,12 @@ fn serve_by(command: &mut Command, port: u16) -> Daemon {
     daemon
 }
 
+/// A port that nobody listens on, below those that the kernel gives to whoever asks for any.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
+    let first = 10_000 + (std::process::id() % 20_000) as u16;
+    (first..first + 1_000)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 /// Debian's `docker-registry`, with TLS and passwords.
