@@ -485,7 +485,7 @@ fn what_only_others_know_of_is_not_collected() {
     }
     assert_eq!(removed(), Vec::<String>::new());
     bits(0);
-    assert_eq!(removed(), [t.blob.id.clone()]);
+    assert_eq!(removed(), std::slice::from_ref(&t.blob.id));
     assert!(upkeep::list(t.dir.path()).unwrap().is_empty());
 }
 

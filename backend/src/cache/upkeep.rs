@@ -137,7 +137,11 @@ fn is_rumoured(path: &Path, chunks: u32) -> bool {
 /// Removes the files of a blob. Without its data, which go first, the others mean nothing.
 fn remove(path: &Path) -> io::Result<()> {
     let others = [stamps_path(path), map_path(path), index_path(path)];
-    for file in [path.to_owned()].into_iter().chain(others).chain(old_map_path(path)) {
+    for file in [path.to_owned()]
+        .into_iter()
+        .chain(others)
+        .chain(old_map_path(path))
+    {
         still_there(fs::remove_file(file))?;
     }
     Ok(())

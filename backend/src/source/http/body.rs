@@ -111,7 +111,11 @@ impl Transport {
     }
 
     /// The next bytes of a body; `None` at its end.
-    pub(in crate::source) async fn piece(&self, answer: &mut Answer, host: &str) -> Result<Option<Bytes>, SourceError> {
+    pub(in crate::source) async fn piece(
+        &self,
+        answer: &mut Answer,
+        host: &str,
+    ) -> Result<Option<Bytes>, SourceError> {
         match timeout(self.timeout, answer.response.chunk()).await {
             Ok(Ok(piece)) => Ok(piece),
             Ok(Err(error)) => Err(SourceError::new(kind_of(&error), host, describe(&error))),
