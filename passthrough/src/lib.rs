@@ -44,6 +44,7 @@ pub use error::Error;
 pub use fs::{CreateExtras, IoctlReply, PassthroughFs, Statx, Timestamp};
 pub use ids::{IdMap, IdMaps, IdRuleError};
 pub use inode::FdBudget;
+pub use lock::ranges;
 pub use lock::{LockDone, LockWait};
 pub use quota::{Quota, QuotaUsage};
 pub use watch::MountWatcher;

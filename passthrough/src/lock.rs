@@ -8,7 +8,11 @@
 //!
 //! Waiting costs no thread per lock. A request that must wait is put on a list; one thread tries the list again, in
 //! order, whenever this guest gives a lock up, and every few milliseconds while locks of others may be in the way: the
-//! host has no call that waits for a lock and can be told to stop.
+//! host has no call that waits for a lock and can be told to stop. Owners of record locks that would wait for each
+//! other are told of the deadlock, for which what each holds is kept in memory as well: the host does not know who waits,
+//! nor does it tell whose an OFD lock is.
+
+pub mod ranges;
 
 use std::collections::HashMap;
 use std::io;
@@ -28,11 +32,14 @@ use crate::handle::Handle;
 use crate::inode::{FdBudget, Permit};
 use crate::proc::ProcFd;
 use crate::sys::{self, errno};
+use ranges::{RangeLock, RangeLocks, is_circular};
 
 /// How often a waiting lock is tried that somebody outside this mount may hold.
 const RETRY: Duration = Duration::from_millis(10);
 /// Requests that may wait at a time; a further one is answered ENOLCK.
 const WAITING_MAX: usize = 1024;
+/// Record locks at a time; what would make more is answered ENOLCK. The host goes through all of a file for each new one.
+const RANGES_MAX: usize = 8192;
 
 /// Called exactly once with the outcome of a lock request.
 pub type LockDone = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -70,6 +77,18 @@ impl LockRequest {
         }
     }
 
+    /// The range as it is kept in memory.
+    fn held(&self) -> RangeLock {
+        RangeLock {
+            owner: self.owner,
+            handle: self.handle_id,
+            start: self.lock.start,
+            end: self.lock.end.min(i64::MAX as u64),
+            exclusive: self.lock.lock_type == libc::F_WRLCK as u32,
+            pid: self.lock.pid,
+        }
+    }
+
     fn is_flock(&self) -> bool {
         self.flags & LK_FLOCK != 0
     }
@@ -87,8 +106,83 @@ struct Owner {
     _permit: Permit,
     /// The handle that the owner's first lock was made through.
     through: u64,
-    /// The guest's process, for F_GETLK.
-    pid: u32,
+}
+
+/// The record locks of one node.
+#[derive(Debug, Default)]
+struct NodeLocks {
+    owners: Vec<Owner>,
+    held: RangeLocks,
+}
+
+impl NodeLocks {
+    fn owner(&self, id: u64) -> Option<&Owner> {
+        self.owners.iter().find(|owner| owner.id == id)
+    }
+}
+
+/// Record locks, by node, and how many there are.
+#[derive(Debug, Default)]
+struct Records {
+    nodes: HashMap<u64, NodeLocks>,
+    count: usize,
+}
+
+impl Records {
+    /// Keeps in mind what the host has granted or taken back.
+    fn enter(&mut self, request: &LockRequest) {
+        let Some(node) = self.nodes.get_mut(&request.inode) else {
+            return;
+        };
+        let before = node.held.len();
+        apply(&mut node.held, request);
+        self.count = self.count + node.held.len() - before;
+    }
+
+    /// Whether there is room for what `request` would leave.
+    fn has_room(&self, request: &LockRequest) -> bool {
+        if self.count < RANGES_MAX {
+            return true;
+        }
+        let Some(node) = self.nodes.get(&request.inode) else {
+            return false;
+        };
+        let mut after = node.held.clone();
+        apply(&mut after, request);
+        after.len() <= node.held.len()
+    }
+
+    /// Adds the owners who hold what `request` waits for to `list`.
+    fn in_the_way_of(&self, request: &LockRequest, list: &mut Vec<u64>) {
+        if let Some(node) = self.nodes.get(&request.inode) {
+            let held = node.held.in_the_way_of(request.held());
+            list.extend(held.map(|held| held.owner));
+        }
+    }
+
+    /// Whether `request` would wait for its own owner, given those that wait already.
+    fn is_deadlock(&self, request: &LockRequest, waiting: &[Waiter]) -> bool {
+        if request.is_flock() {
+            return false;
+        }
+        let mut holders = Vec::new();
+        self.in_the_way_of(request, &mut holders);
+        is_circular(request.owner, holders, |owner, list| {
+            let of_owner = |waiter: &&Waiter| waiter.request.owner == owner && !waiter.request.is_flock();
+            let waits = waiting.iter().filter(of_owner);
+            waits
+                .map(|waiter| self.in_the_way_of(&waiter.request, list))
+                .count()
+        })
+    }
+}
+
+fn apply(held: &mut RangeLocks, request: &LockRequest) {
+    let lock = request.held();
+    match request.unlocks() {
+        true => held.give_up(lock.owner, lock.start, lock.end),
+        false => held.take(lock),
+    }
 }
 
 /// A request that waits.
@@ -108,8 +202,7 @@ struct Waiting {
 
 /// The locks of one mount.
 pub(crate) struct Locks {
-    /// Owners of record locks, by node.
-    owners: Mutex<HashMap<u64, Vec<Owner>>>,
+    records: Mutex<Records>,
     /// Number of owners, so that a FLUSH where nobody locks anything costs nothing.
     owner_count: AtomicUsize,
     waiting: Mutex<Waiting>,
@@ -134,7 +227,7 @@ impl std::fmt::Debug for Locks {
 impl Locks {
     pub(crate) fn new(proc: Arc<ProcFd>, budget: Arc<FdBudget>, read_only: bool) -> Self {
         Locks {
-            owners: Mutex::default(),
+            records: Mutex::default(),
             owner_count: AtomicUsize::new(0),
             waiting: Mutex::default(),
             waiter_count: AtomicUsize::new(0),
@@ -187,21 +280,24 @@ impl Locks {
 
     fn set_range(&self, request: &LockRequest) -> io::Result<()> {
         let mut range = request.range()?;
-        let mut owners = self.owners.lock();
-        let known = owners
-            .get_mut(&request.inode)
-            .and_then(|all| all.iter_mut().find(|one| one.id == request.owner));
-        if let Some(owner) = known {
-            owner.pid = request.lock.pid;
-            return sys::ofd_lock(owner.file.as_fd(), libc::F_OFD_SETLK, &mut range);
-        }
-        if request.unlocks() {
+        let mut records = self.records.lock();
+        let known = records.nodes.get(&request.inode);
+        let known = known.and_then(|node| node.owner(request.owner));
+        if known.is_none() && request.unlocks() {
             return Ok(());
         }
-        let owner = self.new_owner(request)?;
-        sys::ofd_lock(owner.file.as_fd(), libc::F_OFD_SETLK, &mut range)?;
-        owners.entry(request.inode).or_default().push(owner);
-        self.owner_count.fetch_add(1, Ordering::Relaxed);
+        if !records.has_room(request) {
+            return Err(errno(libc::ENOLCK));
+        }
+        if let Some(owner) = known {
+            sys::ofd_lock(owner.file.as_fd(), libc::F_OFD_SETLK, &mut range)?;
+        } else {
+            let owner = self.new_owner(request)?;
+            sys::ofd_lock(owner.file.as_fd(), libc::F_OFD_SETLK, &mut range)?;
+            records.nodes.entry(request.inode).or_default().owners.push(owner);
+            self.owner_count.fetch_add(1, Ordering::Relaxed);
+        }
+        records.enter(request);
         Ok(())
     }
 
@@ -222,16 +318,15 @@ impl Locks {
             file,
             _permit: permit,
             through: request.handle_id,
-            pid: request.lock.pid,
         })
     }
 
     /// F_GETLK: what keeps the lock from being taken, or type F_UNLCK if nothing does.
     pub(crate) fn get(&self, request: &LockRequest) -> io::Result<FileLock> {
         let mut range = request.range()?;
-        let owners = self.owners.lock();
-        let others = owners.get(&request.inode).map_or(&[][..], Vec::as_slice);
-        match others.iter().find(|one| one.id == request.owner) {
+        let records = self.records.lock();
+        let node = records.nodes.get(&request.inode);
+        match node.and_then(|node| node.owner(request.owner)) {
             Some(owner) => sys::ofd_lock(owner.file.as_fd(), libc::F_OFD_GETLK, &mut range)?,
             None => {
                 let file = self
@@ -251,15 +346,22 @@ impl Locks {
         } else {
             range.l_start.saturating_add(range.l_len - 1)
         };
-        let holder = others
-            .iter()
-            .find(|one| one.id != request.owner && holds(one, &range));
-        Ok(FileLock {
+        let found = FileLock {
             start: range.l_start as u64,
             end: end as u64,
             lock_type: range.l_type as u32,
             // The host knows its own processes only; 0 is "somebody".
-            pid: holder.map_or(0, |owner| owner.pid),
+            pid: 0,
+        };
+        let held = RangeLock {
+            start: found.start,
+            end: found.end,
+            ..request.held()
+        };
+        let holder = node.and_then(|node| node.held.in_the_way_of(held).next());
+        Ok(FileLock {
+            pid: holder.map_or(0, |held| held.pid),
+            ..found
         })
     }
 
@@ -284,15 +386,22 @@ impl Locks {
         if self.owner_count.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let mut owners = self.owners.lock();
-        let Some(all) = owners.get_mut(&inode) else { return };
-        let before = all.len();
-        all.retain(|one| !ends(one));
-        let dropped = before - all.len();
-        if all.is_empty() {
-            owners.remove(&inode);
+        let mut guard = self.records.lock();
+        let records = &mut *guard;
+        let Some(node) = records.nodes.get_mut(&inode) else {
+            return;
+        };
+        let before = (node.owners.len(), node.held.len());
+        node.owners.retain(|one| !ends(one));
+        let owners = &node.owners;
+        node.held
+            .retain(|held| owners.iter().any(|owner| owner.id == held.owner));
+        let dropped = before.0 - node.owners.len();
+        records.count -= before.1 - node.held.len();
+        if node.owners.is_empty() {
+            records.nodes.remove(&inode);
         }
-        drop(owners);
+        drop(guard);
         if dropped > 0 {
             self.owner_count.fetch_sub(dropped, Ordering::Relaxed);
             self.wake();
@@ -302,9 +411,9 @@ impl Locks {
     /// The guest is gone: no lock is left and nobody waits.
     pub(crate) fn clear(&self) {
         self.cancel_all(|_| true);
-        let mut owners = self.owners.lock();
-        let dropped = owners.values().map(Vec::len).sum();
-        owners.clear();
+        let mut records = self.records.lock();
+        let dropped = records.nodes.values().map(|node| node.owners.len()).sum();
+        *records = Records::default();
         self.owner_count.fetch_sub(dropped, Ordering::Relaxed);
     }
 
@@ -320,9 +429,16 @@ impl Locks {
         }
         let id = self.next_waiter.fetch_add(1, Ordering::Relaxed);
         let mut waiting = self.waiting.lock();
-        if waiting.list.len() >= WAITING_MAX || waiting.stop {
+        let refusal = if waiting.list.len() >= WAITING_MAX || waiting.stop {
+            Some(libc::ENOLCK)
+        } else if self.records.lock().is_deadlock(&request, &waiting.list) {
+            Some(libc::EDEADLK)
+        } else {
+            None
+        };
+        if let Some(code) = refusal {
             drop(waiting);
-            done(Err(errno(libc::ENOLCK)));
+            done(Err(errno(code)));
             return None;
         }
         waiting.list.push(Waiter { id, request, done });
@@ -376,7 +492,7 @@ impl Locks {
                 self.changed.wait_for(&mut waiting, RETRY);
             }
             waiting.retry = false;
-            // Trying takes no other lock than that of the owners, which is never held while this one is taken.
+            // Trying takes no other lock than that of the records, which is never held while this one is taken.
             let decided: Vec<(Waiter, io::Result<()>)> = {
                 let mut decided = Vec::new();
                 let mut left = Vec::with_capacity(waiting.list.len());
@@ -411,15 +527,6 @@ impl Locks {
         self.waiting.lock().stop = true;
         self.changed.notify_one();
     }
-}
-
-/// Whether `owner` holds the very lock `found`: whoever holds it is the only one for whom it is not in the way.
-fn holds(owner: &Owner, found: &libc::flock64) -> bool {
-    let mut range = sys::range_lock(libc::F_WRLCK, found.l_start, found.l_len);
-    let in_the_way = sys::ofd_lock(owner.file.as_fd(), libc::F_OFD_GETLK, &mut range).is_ok()
-        && i32::from(range.l_type) != libc::F_UNLCK
-        && (range.l_start, range.l_len) == (found.l_start, found.l_len);
-    !in_the_way
 }
 
 fn would_wait(error: &io::Error) -> bool {

@@ -426,3 +426,58 @@ fn a_mount_may_end_with_its_last_waiting_request() {
     rustix::fs::flock(&host, FlockOperation::Unlock).unwrap();
     soon(&receive).unwrap();
 }
+
+#[test]
+fn owners_that_wait_for_each_other_are_told_of_the_deadlock() {
+    let locked = Locked::new();
+    for (owner, at) in [(1, 10), (2, 20), (3, 30)] {
+        locked.set(owner, range(WRITE, at, at + 9)).unwrap();
+    }
+    // A circle of three: the one that would close it is told, nobody else.
+    let (_, first) = locked.later(locked.handle, 1, range(READ, 25, 25), 0);
+    let (_, second) = locked.later(locked.handle, 2, range(WRITE, 30, END), 0);
+    not_yet(&first);
+    let (wait, third) = locked.later(locked.handle, 3, range(WRITE, 15, 15), 0);
+    assert!(wait.is_none());
+    assert_eq!(code(soon(&third)), libc::EDEADLK);
+    // It still holds its lock, and may wait for somebody outside of the circle.
+    assert_eq!(code(locked.set(4, range(READ, 30, 30))), libc::EAGAIN);
+    locked.set(5, range(WRITE, 50, 50)).unwrap();
+    let (wait, fourth) = locked.later(locked.handle, 3, range(WRITE, 50, 50), 0);
+    assert!(wait.is_some());
+    // When it gives way, those that wait get what they want, in turn.
+    locked.set(3, range(UNLOCK, 0, 49)).unwrap();
+    not_yet(&second);
+    locked.set(5, range(UNLOCK, 0, END)).unwrap();
+    soon(&second).unwrap();
+    not_yet(&fourth);
+    locked.set(2, range(UNLOCK, 0, END)).unwrap();
+    soon(&first).unwrap();
+    soon(&fourth).unwrap();
+}
+
+#[test]
+fn a_lock_that_is_made_stronger_by_two_is_a_deadlock() {
+    let locked = Locked::new();
+    locked.set(1, range(READ, 0, 9)).unwrap();
+    locked.set(2, range(READ, 0, 9)).unwrap();
+    let (wait, first) = locked.later(locked.handle, 1, range(WRITE, 0, 9), 0);
+    assert!(wait.is_some());
+    let (_, second) = locked.later(locked.handle, 2, range(WRITE, 5, 5), 0);
+    assert_eq!(code(soon(&second)), libc::EDEADLK);
+    locked.set(2, range(UNLOCK, 0, 9)).unwrap();
+    soon(&first).unwrap();
+}
+
+#[test]
+fn locks_are_bounded() {
+    let locked = Locked::new();
+    let refused = (0..8193).find_map(|at| locked.set(1, range(WRITE, at * 2, at * 2)).err());
+    assert_eq!(refused.unwrap().raw_os_error(), Some(libc::ENOLCK));
+    // What makes no more of them goes on, what would split one does not.
+    locked.set(1, range(UNLOCK, 2, 2)).unwrap();
+    locked.set(1, range(WRITE, 90_000, 90_009)).unwrap();
+    assert_eq!(code(locked.set(1, range(UNLOCK, 90_005, 90_005))), libc::ENOLCK);
+    locked.set(1, range(UNLOCK, 0, END)).unwrap();
+    locked.set(2, range(WRITE, 0, END)).unwrap();
+}

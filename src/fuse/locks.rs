@@ -4,7 +4,7 @@
 //! host, those of images, and of host trees that want none, are kept here: in memory, for the one guest, with the rules
 //! of Linux. A record lock (POSIX or OFD) belongs to an owner, a number of the guest; FLUSH ends the locks of its
 //! owner on the file, RELEASE those that were made through the handle. A flock lock belongs to an owner, too, who
-//! stands for an open file. Nobody tells those who wait of a deadlock.
+//! stands for an open file. Owners of record locks that would wait for each other are told of the deadlock.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fuse_backend_rs::api::filesystem::FileLock;
 use parking_lot::Mutex;
 use passthrough::LockDone;
+use passthrough::ranges::{RangeLock, RangeLocks, is_circular};
 
 use super::errno::Errno;
 
@@ -34,35 +35,22 @@ pub struct Wanted {
     pub flock: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Held {
-    owner: u64,
-    fh: u64,
-    start: u64,
-    end: u64,
-    exclusive: bool,
-    pid: u32,
-}
-
-impl Held {
-    fn overlaps(&self, other: &Held) -> bool {
-        self.start <= other.end && other.start <= self.end
-    }
-
-    fn conflicts(&self, other: &Held) -> bool {
-        self.owner != other.owner && (self.exclusive || other.exclusive) && self.overlaps(other)
-    }
-}
-
 /// The locks of one file. The two kinds do not see each other.
 #[derive(Default)]
 struct File {
-    ranges: Vec<Held>,
-    flocks: Vec<Held>,
+    ranges: RangeLocks,
+    flocks: RangeLocks,
 }
 
 impl File {
-    fn of(&mut self, flock: bool) -> &mut Vec<Held> {
+    fn of(&self, flock: bool) -> &RangeLocks {
+        match flock {
+            true => &self.flocks,
+            false => &self.ranges,
+        }
+    }
+
+    fn of_mut(&mut self, flock: bool) -> &mut RangeLocks {
         match flock {
             true => &mut self.flocks,
             false => &mut self.ranges,
@@ -100,7 +88,7 @@ pub struct GuestLocks {
 }
 
 /// What `wanted` asks for: a lock, or none for unlocking.
-fn parse(wanted: &Wanted) -> Result<(Held, bool), Errno> {
+fn parse(wanted: &Wanted) -> Result<(RangeLock, bool), Errno> {
     let (start, end) = match wanted.flock {
         true => (0, u64::MAX),
         false => (wanted.lock.start, wanted.lock.end),
@@ -114,58 +102,15 @@ fn parse(wanted: &Wanted) -> Result<(Held, bool), Errno> {
         Ok(libc::F_UNLCK) => (false, true),
         _ => return Err(Errno::INVAL),
     };
-    let held = Held {
+    let held = RangeLock {
         owner: wanted.owner,
-        fh: wanted.fh,
+        handle: wanted.fh,
         start,
         end,
         exclusive,
         pid: wanted.lock.pid,
     };
     Ok((held, unlock))
-}
-
-/// Takes what `owner` holds between `start` and `end` out of `list`; what lies outside stays.
-fn carve(list: &mut Vec<Held>, owner: u64, start: u64, end: u64) {
-    let mut rest = Vec::new();
-    list.retain(|held| {
-        let inside = held.owner == owner && held.start <= end && start <= held.end;
-        if inside && held.start < start {
-            rest.push(Held {
-                end: start - 1,
-                ..*held
-            });
-        }
-        if inside && held.end > end {
-            rest.push(Held {
-                start: end + 1,
-                ..*held
-            });
-        }
-        !inside
-    });
-    list.extend(rest);
-}
-
-/// Adds `new` and joins it with what touches it and is the same otherwise.
-fn add(list: &mut Vec<Held>, mut new: Held) {
-    list.retain(|held| {
-        let same = Held {
-            start: new.start,
-            end: new.end,
-            ..*held
-        } == new;
-        let left = held.end.checked_add(1) == Some(new.start);
-        let right = new.end.checked_add(1) == Some(held.start);
-        if same && left {
-            new.start = held.start;
-        }
-        if same && right {
-            new.end = held.end;
-        }
-        !(same && (left || right))
-    });
-    list.push(new);
 }
 
 impl State {
@@ -176,17 +121,16 @@ impl State {
         }
         let file = self.files.entry(wanted.nodeid).or_default();
         let before = file.count();
-        let list = file.of(wanted.flock);
+        let list = file.of_mut(wanted.flock);
         let result = if unlock {
-            carve(list, new.owner, new.start, new.end);
+            list.give_up(new.owner, new.start, new.end);
             Ok(())
-        } else if list.iter().any(|held| held.conflicts(&new)) {
+        } else if list.in_the_way_of(new).next().is_some() {
             Err(Errno::AGAIN)
         } else if self.held >= LIMIT {
             Err(Errno::NOLCK)
         } else {
-            carve(list, new.owner, new.start, new.end);
-            add(list, new);
+            list.take(new);
             Ok(())
         };
         self.held = self.held + file.count() - before;
@@ -197,7 +141,7 @@ impl State {
     }
 
     /// Takes locks away from a file.
-    fn drop_locks(&mut self, nodeid: u64, ends: impl Fn(&Held, bool) -> bool) {
+    fn drop_locks(&mut self, nodeid: u64, ends: impl Fn(&RangeLock, bool) -> bool) {
         let Some(file) = self.files.get_mut(&nodeid) else {
             return;
         };
@@ -208,6 +152,27 @@ impl State {
         if file.count() == 0 {
             self.files.remove(&nodeid);
         }
+    }
+
+    /// Adds the owners who hold what `wanted` waits for to `list`.
+    fn in_the_way_of(&self, wanted: &Wanted, list: &mut Vec<u64>) {
+        if let (Some(file), Ok((lock, _))) = (self.files.get(&wanted.nodeid), parse(wanted)) {
+            list.extend(file.ranges.in_the_way_of(lock).map(|held| held.owner));
+        }
+    }
+
+    /// Whether `wanted` would wait for its own owner.
+    fn is_deadlock(&self, wanted: &Wanted) -> bool {
+        if wanted.flock {
+            return false;
+        }
+        let mut holders = Vec::new();
+        self.in_the_way_of(wanted, &mut holders);
+        is_circular(wanted.owner, holders, |owner, list| {
+            let all = self.waiting.iter().map(|waiter| &waiter.wanted);
+            let of_owner = all.filter(|wanted| wanted.owner == owner && !wanted.flock);
+            of_owner.map(|wanted| self.in_the_way_of(wanted, list)).count()
+        })
     }
 
     /// Grants what has become free of a file, oldest first.
@@ -257,12 +222,9 @@ impl GuestLocks {
     /// GETLK: what is in the way of a lock, or a lock of type F_UNLCK.
     pub fn get(&self, wanted: &Wanted) -> Result<FileLock, Errno> {
         let (new, _) = parse(wanted)?;
-        let mut state = self.state.lock();
-        let list = state
-            .files
-            .get_mut(&wanted.nodeid)
-            .map(|file| file.of(wanted.flock));
-        let in_the_way = list.and_then(|list| list.iter().find(|held| held.conflicts(&new)).copied());
+        let state = self.state.lock();
+        let list = state.files.get(&wanted.nodeid).map(|file| file.of(wanted.flock));
+        let in_the_way = list.and_then(|list| list.in_the_way_of(new).next().copied());
         Ok(match in_the_way {
             None => FileLock {
                 lock_type: libc::F_UNLCK as u32,
@@ -294,6 +256,10 @@ impl GuestLocks {
     /// is to be later.
     pub fn set_later(&self, wanted: &Wanted, done: LockDone) -> Option<u64> {
         self.with(|state| match state.set(wanted) {
+            Err(Errno::AGAIN) if state.is_deadlock(wanted) => (
+                None,
+                vec![(done, Err(io::Error::from_raw_os_error(libc::EDEADLK)))],
+            ),
             Err(Errno::AGAIN) => {
                 state.next_waiter += 1;
                 let id = state.next_waiter;
@@ -324,13 +290,13 @@ impl GuestLocks {
 
     /// RELEASE: what was locked through the handle is free, and nobody waits for it.
     pub fn release(&self, nodeid: u64, fh: u64) {
-        self.drop_locks(nodeid, |held, _| held.fh == fh, |wanted| wanted.fh == fh);
+        self.drop_locks(nodeid, |held, _| held.handle == fh, |wanted| wanted.fh == fh);
     }
 
     fn drop_locks(
         &self,
         nodeid: u64,
-        ends: impl Fn(&Held, bool) -> bool,
+        ends: impl Fn(&RangeLock, bool) -> bool,
         gives_up: impl Fn(&Wanted) -> bool,
     ) {
         if self.busy.load(Ordering::SeqCst) == 0 {
@@ -470,6 +436,26 @@ mod tests {
         locks.clear();
         assert_eq!(*fifth.lock(), Some(libc::EINTR));
         locks.set(&wanted(7, WRITE, 0, u64::MAX)).unwrap();
+    }
+
+    #[test]
+    fn owners_that_wait_for_each_other_are_told_of_the_deadlock() {
+        let locks = GuestLocks::default();
+        locks.set(&wanted(1, WRITE, 0, 9)).unwrap();
+        locks.set(&wanted(2, WRITE, 10, 19)).unwrap();
+        let (_, first) = later(&locks, &wanted(1, READ, 5, 15));
+        let (id, second) = later(&locks, &wanted(2, WRITE, 0, 0));
+        assert!(id.is_none() && *second.lock() == Some(libc::EDEADLK));
+        // What flock locks wait for is no concern of record locks.
+        let flock = |owner, kind| Wanted {
+            flock: true,
+            ..wanted(owner, kind, 0, 0)
+        };
+        locks.set(&flock(2, WRITE)).unwrap();
+        let (id, third) = later(&locks, &flock(1, WRITE));
+        assert!(id.is_some());
+        locks.set(&wanted(2, UNLOCK, 0, u64::MAX)).unwrap();
+        assert_eq!((*first.lock(), *third.lock()), (Some(0), None));
     }
 
     #[test]

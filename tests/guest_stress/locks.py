@@ -2,7 +2,8 @@
 
 Every operation is done on both files, and both must say the same. Operations are chosen at random: record locks and
 OFD locks of ranges, flock, what F_GETLK tells, and what closing, reopening and duplicating a file does to locks.
-Then the waiting kinds, one after the other: granted in the end, or interrupted by a signal.
+Then the waiting kinds, one after the other: granted in the end, or interrupted by a signal, or refused since two would wait
+for each other.
 
 Arguments: the two files, how many random operations, a seed, and "interrupts" where signals end a wait.
 """
@@ -138,6 +139,24 @@ def at_random(paths, operations, seed):
     print("compared", ", ".join(f"{name} {answer}: {count}" for (name, answer), count in sorted(answers.items())))
 
 
+def deadlock(paths):
+    """Two processes hold a byte each and wait for the other's: one of them is told, the other gets it."""
+    one, two = Process(paths), Process(paths)
+    for which in (0, 1):
+        assert one.do("record", 0, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 1, which=which) == ["done"]
+        assert two.do("record", 0, fcntl.F_SETLK, fcntl.F_WRLCK, 1, 1, which=which) == ["done"]
+        one.start("record", 0, fcntl.F_SETLKW, fcntl.F_WRLCK, 1, 1, which=which)
+        time.sleep(0.3)
+        assert not one.pipe.poll(0), "did not wait"
+        told = two.do("record", 0, fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 1, which=which)
+        assert told == [errno.errorcode[errno.EDEADLK]], told
+        assert two.do("record", 0, fcntl.F_SETLK, fcntl.F_UNLCK, 0, 0, which=which) == ["done"]
+        assert one.finish() == ["done"]
+        assert one.do("record", 0, fcntl.F_SETLK, fcntl.F_UNLCK, 0, 0, which=which) == ["done"]
+    one.end()
+    two.end()
+
+
 def waiting(paths):
     holder, waiter = Process(paths), Process(paths)
     take = {
@@ -177,4 +196,5 @@ for path in (tested, known):
     with open(path, "w") as file:
         file.write("x" * 100)
 waiting([tested, known])
+deadlock([tested, known])
 at_random([tested, known], int(operations), int(seed))
