@@ -74,7 +74,7 @@ test-faults: packages-build ## Run the whole fault matrix of docs/reliability.md
 
 .PHONY: test-guest-full
 test-guest-full: packages-build packages-guest ## Run the long guest tests: a Debian userland, newer kernel, several queues
-	$(RUN_TESTS) --package rafsd --test guest_lifecycle --test guest_kata --test guest_userland $(ONLY_IGNORED) $(SHOWN)
+	$(RUN_TESTS) --package rafsd --test guest_lifecycle --test guest_kata --test guest_userland --test guest_rights $(ONLY_IGNORED) $(SHOWN)
 
 .PHONY: test-long
 test-long: packages-build packages-guest ## Send the device ten million random and hostile requests (half an hour)

@@ -12,9 +12,27 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, SetattrValid, WRITE_KILL_PRIV};
-use fuse_backend_rs::api::filesystem::FileSystem;
+use fuse_backend_rs::abi::fuse_abi::{
+    CreateIn, FOPEN_IN_KILL_SUIDGID, FsOptions, SetattrValid, WRITE_KILL_PRIV,
+};
+use fuse_backend_rs::api::filesystem::{FileSystem, ListxattrReply};
 use rafsd_passthrough::CreateExtras;
+
+const USER_OBJ: u16 = 0x01;
+const GROUP_OBJ: u16 = 0x04;
+const MASK: u16 = 0x10;
+const OTHER: u16 = 0x20;
+
+/// An access list in the kernel's form, of entries that name nobody: what they are for, and their rights.
+fn acl(entries: &[(u16, u16)]) -> Vec<u8> {
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights) in entries {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(rights.to_le_bytes());
+        acl.extend(u32::MAX.to_le_bytes());
+    }
+    acl
+}
 
 /// user, group and permission bits of a file of the share.
 fn owner(share: &Share, name: &str) -> (u32, u32, u32) {
@@ -180,13 +198,7 @@ fn a_default_acl_takes_the_place_of_the_umask() {
     }
     let share = Share::new();
     let dir = share.mkdir(ROOT, c"dir");
-    // user::rwx group::rwx other::r-x, as posix_acl_xattr entries (tag, permissions, id).
-    let mut acl = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions) in [(0x01u16, 7u16), (0x04, 7), (0x20, 5)] {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(permissions.to_le_bytes());
-        acl.extend(u32::MAX.to_le_bytes());
-    }
+    let acl = acl(&[(USER_OBJ, 7), (GROUP_OBJ, 7), (OTHER, 5)]);
     share
         .fs
         .setxattr(&root(), dir, c"system.posix_acl_default", &acl, 0)
@@ -204,12 +216,7 @@ fn setting_an_acl_drops_set_group_id_when_the_guest_says_so() {
     }
     let share = Share::new();
     let (inode, _) = share.create(ROOT, c"file");
-    let mut acl = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions) in [(0x01u16, 7u16), (0x04, 5), (0x20, 5)] {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(permissions.to_le_bytes());
-        acl.extend(u32::MAX.to_le_bytes());
-    }
+    let acl = acl(&[(USER_OBJ, 7), (GROUP_OBJ, 5), (OTHER, 5)]);
     for (kill, left) in [(false, 0o2755), (true, 0o755)] {
         std::fs::set_permissions(share.path("file"), std::fs::Permissions::from_mode(0o2755)).unwrap();
         share
@@ -319,6 +326,16 @@ fn set_id_bits_fall_when_the_guest_asks_for_it() {
         share.fs.create(&user(1000, 1000), ROOT, c"file", args).unwrap();
     };
     assert_eq!(survives(create), (0, false));
+
+    // A guest that clears the bits itself sends nothing but the open, and does not say who may keep them.
+    let opened_by = |uid| {
+        survives(move |s, i, _| {
+            settle(&s.fs, FsOptions::all() - FsOptions::HANDLE_KILLPRIV_V2);
+            s.fs.open(&user(uid, uid), i, TRUNCATE, 0).unwrap();
+        })
+    };
+    assert_eq!(opened_by(1000), (0, false));
+    assert_eq!(opened_by(0), (0o6000, false));
 
     // A new owner never inherits them.
     let give_away = |share: &Share, inode, _| {
@@ -469,11 +486,34 @@ fn ids_are_translated_on_the_way_in_and_out() {
         code(share.fs.access(&user(2, 0), inode, libc::R_OK as u32)),
         libc::EACCES
     );
-    let wanted = share
-        .fs
-        .init(fuse_backend_rs::abi::fuse_abi::FsOptions::all())
-        .unwrap();
-    assert!(!wanted.contains(fuse_backend_rs::abi::fuse_abi::FsOptions::POSIX_ACL));
+    let wanted = share.fs.init(FsOptions::all()).unwrap();
+    assert!(!wanted.contains(FsOptions::POSIX_ACL));
+}
+
+/// The guest keeps ACLs because another mount has them; this one has none, whatever the host has on its files.
+#[test]
+fn acls_of_the_host_are_withheld_from_a_guest_that_keeps_them_elsewhere() {
+    let share = Share::new();
+    share.fs.init(FsOptions::all()).unwrap();
+    let (inode, _) = share.create(ROOT, c"file");
+    let acl = acl(&[(USER_OBJ, 6), (GROUP_OBJ, 4), (MASK, 4), (OTHER, 0)]);
+    let name = c"system.posix_acl_access";
+    rustix::fs::setxattr(share.path("file"), name, &acl, rustix::fs::XattrFlags::empty()).unwrap();
+    share.fs.setxattr(&root(), inode, c"user.a", b"1", 0).unwrap();
+    assert_eq!(code(share.fs.getxattr(&root(), inode, name, 99)), libc::ENODATA);
+    assert_eq!(
+        code(share.fs.setxattr(&root(), inode, name, &acl, 0)),
+        libc::EOPNOTSUPP
+    );
+    assert_eq!(code(share.fs.removexattr(&root(), inode, name)), libc::EOPNOTSUPP);
+    let listed = share.fs.listxattr(&root(), inode, 99).unwrap();
+    assert!(matches!(listed, ListxattrReply::Names(names) if names == b"user.a\0"));
+    let length = share.fs.listxattr(&root(), inode, 0).unwrap();
+    assert!(matches!(length, ListxattrReply::Count(7)));
+    // Where no mount has ACLs, they are attributes like others.
+    share.fs.init(FsOptions::all() - FsOptions::POSIX_ACL).unwrap();
+    share.fs.getxattr(&root(), inode, name, 99).unwrap();
+    share.fs.removexattr(&root(), inode, name).unwrap();
 }
 
 /// A daemon without any privilege serves the guest's user 0 as its own user, and nobody else.
@@ -493,7 +533,7 @@ fn an_unprivileged_daemon_serves_its_own_user_as_root() {
             rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
             let fs =
                 rafsd_passthrough::PassthroughFs::new(rafsd_passthrough::Options::new(dir.path())).unwrap();
-            settle(&fs, fuse_backend_rs::abi::fuse_abi::FsOptions::all());
+            settle(&fs, FsOptions::all());
             let made = fs.mkdir(&root(), ROOT, c"dir", 0o755, 0).unwrap();
             assert_eq!((made.attr.st_uid, made.attr.st_gid), (0, 0));
             let args = CreateIn {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -16,6 +17,8 @@ use super::peers;
 
 /// Operations between two comparisons of the trees.
 const ROUND: usize = 1000;
+/// Operations in one tree, before another is begun: directories move into each other and make a tree ever deeper.
+const TREE: usize = 10 * ROUND;
 const NAMES: usize = 12;
 
 /// One operation, by paths: node ids are each daemon's own.
@@ -43,12 +46,19 @@ enum Deed {
     Stat(String),
 }
 
-fn path(random: &mut Random) -> String {
-    let depth = 1 + random.below(3);
-    (0..depth).map(|_| format!("/n{}", random.below(NAMES))).collect()
+/// The directory of a tree.
+fn tree(number: usize) -> String {
+    format!("/t{number}")
 }
 
-fn deed(random: &mut Random) -> Deed {
+fn path(random: &mut Random, tree: &str) -> String {
+    let depth = 1 + random.below(3);
+    let names = (0..depth).map(|_| format!("/n{}", random.below(NAMES)));
+    std::iter::once(tree.to_owned()).chain(names).collect()
+}
+
+fn deed(random: &mut Random, tree: &str) -> Deed {
+    let path = |random: &mut Random| path(random, tree);
     let attributes = ["user.one", "user.two", "user.long-name-of-an-attribute"];
     let attribute = attributes[random.below(attributes.len())];
     let at = path(random);
@@ -269,6 +279,12 @@ fn act(guest: &Guest, deed: &Deed) -> Result<String, Error> {
     }
 }
 
+fn digest(content: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(content);
+    hasher.finish()
+}
+
 /// All that the host sees of a tree.
 fn snapshot(top: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
@@ -283,7 +299,7 @@ fn snapshot(top: &Path) -> BTreeMap<String, String> {
                     String::new()
                 }
                 kind if kind.is_symlink() => format!("{:?}", fs::read_link(&path).unwrap()),
-                kind if kind.is_file() => format!("{:?}", fs::read(&path).unwrap()),
+                kind if kind.is_file() => format!("{:x}", digest(&fs::read(&path).unwrap())),
                 _ => String::new(),
             };
             let size = if seen.is_dir() { 0 } else { seen.len() };
@@ -354,8 +370,14 @@ fn same_as_virtiofsd(test: &str, operations: usize) {
         .unwrap_or(1);
     let mut random = Random::new(seed);
     let mut done = 0;
+    let mut top = String::new();
     for number in 0..operations {
-        let deed = deed(&mut random);
+        if number % TREE == 0 {
+            top = tree(number / TREE);
+            let begun = Deed::Mkdir(top.clone(), 0o755);
+            assert_eq!(outcome(&us, &begun), outcome(&them, &begun));
+        }
+        let deed = deed(&mut random, &top);
         let (here, there) = (outcome(&us, &deed), outcome(&them, &deed));
         assert_eq!(
             here, there,
@@ -363,13 +385,13 @@ fn same_as_virtiofsd(test: &str, operations: usize) {
         );
         done += usize::from(!here.starts_with("errno"));
         if (number + 1) % ROUND == 0 {
-            let (here, there) = (snapshot(&ours), snapshot(&theirs));
+            let (here, there) = (snapshot(&ours.join(&top[1..])), snapshot(&theirs.join(&top[1..])));
             for (path, text) in &here {
                 assert_eq!(Some(text), there.get(path), "seed {seed}, after {number}: {path}");
             }
             assert_eq!(here.len(), there.len(), "seed {seed}, after {number}");
-            if (number + 1) % (10 * ROUND) == 0 {
-                println!("{} of {operations} operations", number + 1);
+            if (number + 1) % TREE == 0 {
+                println!("{} of {operations} operations, {} names", number + 1, here.len());
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, OpenOptions};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, OpenOptions};
 use fuse_backend_rs::api::filesystem::{Context, Entry};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::thread::CapabilitySet;
@@ -234,7 +234,7 @@ impl PassthroughFs {
         let mut change = match self.change_names_of(&parent, 1, 1) {
             // There is no room for a new file, but perhaps no need of one.
             Err(full) if may_exist => {
-                let existing = self.open_existing(&parent, name, args);
+                let existing = self.open_existing(ctx, &parent, name, args);
                 return existing.map_err(|error| match error.raw_os_error() {
                     Some(libc::ENOENT) => full,
                     _ => error,
@@ -258,7 +258,7 @@ impl PassthroughFs {
             }
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) && may_exist => {
                 drop((permit, change));
-                self.open_existing(&parent, name, args)
+                self.open_existing(ctx, &parent, name, args)
             }
             Err(error) => Err(error),
         }
@@ -267,12 +267,13 @@ impl PassthroughFs {
     /// CREATE of what is there.
     fn open_existing(
         &self,
+        ctx: &Context,
         parent: &Arc<Inode>,
         name: Name<'_>,
         args: &CreateIn,
     ) -> io::Result<(Entry, u64, OpenOptions)> {
         let (inode, seen) = self.find_child(parent.fd()?.as_fd(), name)?;
-        let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+        let kill = self.open_kills_privileges(ctx, args.fuse_flags);
         let (handle, options) = self
             .open_node(&inode, args.flags, kill)
             .inspect_err(|_| self.forget_node(inode.id(), 1))?;

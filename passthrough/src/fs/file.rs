@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use fuse_backend_rs::abi::fuse_abi::{FsOptions, OpenOptions, WRITE_KILL_PRIV};
+use fuse_backend_rs::abi::fuse_abi::{FOPEN_IN_KILL_SUIDGID, FsOptions, OpenOptions, WRITE_KILL_PRIV};
 use fuse_backend_rs::api::filesystem::{Context, ZeroCopyReader, ZeroCopyWriter};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
@@ -59,6 +59,14 @@ impl PassthroughFs {
         } else {
             OpenOptions::empty()
         }
+    }
+
+    /// Whether an open that truncates costs a file its set-id bits: if the request says so, or, from a guest that clears
+    /// them itself (no HANDLE_KILLPRIV_V2), for every user but 0. Such a guest leaves this one case to the device, since it
+    /// sends no request of its own for the truncation.
+    pub(super) fn open_kills_privileges(&self, ctx: &Context, fuse_flags: u32) -> bool {
+        let told = fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+        told || ctx.uid != 0 && !self.has(FsOptions::HANDLE_KILLPRIV_V2)
     }
 
     /// Opens a node for real. Only regular files are: a guest's kernel opens special files itself, so whoever asks for

@@ -7,9 +7,7 @@ use std::ffi::CStr;
 use std::io;
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{
-    CreateIn, FOPEN_IN_KILL_SUIDGID, FsOptions, OpenOptions, SetattrValid, stat64,
-};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, FsOptions, OpenOptions, SetattrValid, stat64};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileLock, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader,
     ZeroCopyWriter,
@@ -125,14 +123,14 @@ impl FileSystem for PassthroughFs {
 
     fn open(
         &self,
-        _: &Context,
+        ctx: &Context,
         inode: u64,
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         let node = self.inode(inode)?;
-        let (handle, options) =
-            answer(self.open_node(&node, flags, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0))?;
+        let kills = self.open_kills_privileges(ctx, fuse_flags);
+        let (handle, options) = answer(self.open_node(&node, flags, kills))?;
         Ok((Some(handle), options, None))
     }
 

@@ -19,7 +19,6 @@ use super::usage::settle;
 use crate::inode::Inode;
 use crate::proc::FdText;
 use crate::sys::errno;
-use crate::xattr_rules::XattrRules;
 
 /// Longest value and longest list of names that Linux allows, in bytes.
 const VALUE_MAX: usize = 65_536;
@@ -36,9 +35,14 @@ impl PassthroughFs {
         self.inode(inode)
     }
 
-    /// Whether `name` is an ACL that the guest's kernel asks for, as of the whole connection, and this mount serves none.
+    /// Whether the guest's kernel keeps ACLs, as of the whole connection, and this mount serves none.
+    fn withholds_acls(&self) -> bool {
+        self.has(FsOptions::POSIX_ACL) && !self.serves_acls()
+    }
+
+    /// Whether `name` is an ACL that is withheld.
     fn withholds(&self, name: &CStr) -> bool {
-        (name == ACCESS_ACL || name == DEFAULT_ACL) && self.has(FsOptions::POSIX_ACL) && !self.serves_acls()
+        (name == ACCESS_ACL || name == DEFAULT_ACL) && self.withholds_acls()
     }
 
     /// The name under which the host stores what the guest calls `name`.
@@ -73,8 +77,8 @@ impl PassthroughFs {
         let node = self.xattr_node(inode)?;
         let fd = node.fd()?;
         let path = FdText::absolute(fd.as_fd())?;
-        if let Some(rules) = &self.options.xattr_rules {
-            let names = mapped_names(rules, path.as_c_str())?;
+        if self.options.xattr_rules.is_some() || self.withholds_acls() {
+            let names = self.names_for_guest(path.as_c_str())?;
             return match size as usize {
                 0 => Ok(ListxattrReply::Count(names.len() as u32)),
                 size if size < names.len() => Err(errno(libc::ERANGE)),
@@ -89,6 +93,31 @@ impl PassthroughFs {
         let length = rustix::fs::listxattr(path.as_c_str(), names.as_mut_slice())?;
         names.truncate(length);
         Ok(ListxattrReply::Names(names))
+    }
+
+    /// The names of the file behind `path` that the guest may know, as it knows them, each with its NUL.
+    fn names_for_guest(&self, path: &CStr) -> io::Result<Vec<u8>> {
+        let mut stored = vec![0u8; VALUE_MAX];
+        let length = rustix::fs::listxattr(path, stored.as_mut_slice())?;
+        let mut names = Vec::new();
+        for stored in stored
+            .get(..length)
+            .unwrap_or(&[])
+            .split_inclusive(|byte| *byte == 0)
+        {
+            let Ok(stored) = CStr::from_bytes_with_nul(stored) else {
+                continue;
+            };
+            let name = match &self.options.xattr_rules {
+                None => Some(stored.to_bytes()),
+                Some(rules) => rules.to_guest(stored.to_bytes()),
+            };
+            if let Some(name) = name.filter(|_| !self.withholds(stored)) {
+                names.extend_from_slice(name);
+                names.push(0);
+            }
+        }
+        Ok(names)
     }
 
     /// SETXATTR; with `kill_setgid` (FUSE_SETXATTR_ACL_KILL_SGID) the file loses its set-group-id bit, because the
@@ -145,6 +174,9 @@ impl PassthroughFs {
     /// REMOVEXATTR.
     pub(super) fn remove_xattr(&self, inode: u64, name: &CStr) -> io::Result<()> {
         self.writable()?;
+        if self.withholds(name) {
+            return Err(errno(libc::EOPNOTSUPP));
+        }
         let node = self.xattr_node(inode)?;
         let name = &*self.stored_name(name)?;
         let fd = node.fd()?;
@@ -185,19 +217,4 @@ fn absent_is_fine(removed: Result<(), Errno>) -> io::Result<()> {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// The names of the file behind `path` that the guest may know, as it knows them, each with its NUL.
-fn mapped_names(rules: &XattrRules, path: &CStr) -> io::Result<Vec<u8>> {
-    let mut stored = vec![0u8; VALUE_MAX];
-    let length = rustix::fs::listxattr(path, stored.as_mut_slice())?;
-    stored.truncate(length);
-    let mut names = Vec::new();
-    for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        if let Some(name) = rules.to_guest(name) {
-            names.extend_from_slice(name);
-            names.push(0);
-        }
-    }
-    Ok(names)
 }

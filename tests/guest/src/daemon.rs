@@ -113,6 +113,11 @@ impl Daemon {
         self.mount(mountpoint, "passthrough_fs", directory, "")
     }
 
+    /// Mounts a directory of the host with options of its own.
+    pub fn mount_passthrough_with(&self, mountpoint: &str, directory: &Path, options: &Value) -> Result<()> {
+        self.mount(mountpoint, "passthrough_fs", directory, &options.to_string())
+    }
+
     /// Mounts the image with this bootstrap. `config` is JSON as the snapshotter writes it.
     pub fn mount_image(&self, mountpoint: &str, bootstrap: &Path, config: &Value) -> Result<()> {
         self.mount(mountpoint, "rafs", bootstrap, &config.to_string())
