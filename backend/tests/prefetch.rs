@@ -329,6 +329,32 @@ fn is_quiet(t: &Setup) {
 }
 
 #[test]
+fn whole_blobs_come_beside_reads() {
+    let t = setup(60);
+    *t.source.held_at.lock().unwrap() = Some(t.test.chunks[59].compressed_offset);
+    let reader = start(&t.blob, &[59], Duration::from_secs(60));
+    let begin = Instant::now();
+    let soon = |what: &dyn Fn() -> bool| {
+        while !what() {
+            assert!(begin.elapsed() < Duration::from_secs(40), "{}", t.blob.resident());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    soon(&|| t.source.requests().len() == 1);
+    let options = PrefetchOptions {
+        size: 300_000,
+        ..PrefetchOptions::default()
+    };
+    let prefetch = t.store.prefetch(t.wish(Wanted::Whole), options);
+    soon(&|| t.blob.resident() == 59);
+    *t.source.held_at.lock().unwrap() = None;
+    reader.recv().unwrap().unwrap();
+    finish(&prefetch);
+    assert_eq!(t.blob.resident(), 60);
+    assert_eq!(t.source.fetched(), t.test.stored.len() as u64, "each byte once");
+}
+
+#[test]
 fn whole_blobs_wait_while_the_container_is_idle() {
     let t = setup(60);
     let requests = Arc::new(AtomicU64::new(7));

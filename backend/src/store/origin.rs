@@ -28,6 +28,29 @@ pub(crate) struct Origin {
     width: Mutex<Width>,
     /// Fetches that somebody waits for.
     waiting: AtomicUsize,
+    /// Requests for what nobody waits for.
+    background: AtomicUsize,
+}
+
+/// Counts as one of the requests for what nobody waits for until it is dropped.
+struct Unhurried<'a>(&'a AtomicUsize);
+
+impl<'a> Unhurried<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+
+    /// All that are under way.
+    fn together(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Unhurried<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Origin {
@@ -40,6 +63,7 @@ impl Origin {
             strain: Mutex::default(),
             width: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            background: AtomicUsize::new(0),
         })
     }
 
@@ -61,6 +85,7 @@ impl Origin {
             tokio::time::sleep_until(until.into()).await;
         }
         let begin = Instant::now();
+        let unhurried = (priority == Priority::Background).then(|| Unhurried::begin(&self.background));
         self.counters.begin(retry);
         let mut answered = None;
         let mut counted = |bytes: Bytes| {
@@ -79,8 +104,9 @@ impl Origin {
         };
         self.counters.end(size, begin.elapsed(), outcome.is_err());
         self.strain.lock().ended(outcome.is_err(), Instant::now());
-        if let Some(answered) = answered.filter(|_| priority == Priority::Background && outcome.is_ok()) {
-            self.width.lock().carried(size, answered.elapsed());
+        if let (Some(unhurried), Some(answered), Ok(())) = (unhurried, answered, &outcome) {
+            let took = answered.elapsed();
+            self.width.lock().carried(size, took, unhurried.together());
         }
         if let Err(error) = &outcome
             && error.kind == SourceErrorKind::Throttled

@@ -1,16 +1,16 @@
 //! How many requests for what nobody waits for a source may have at a time: as many as its link carries without being noticed.
 //!
 //! A container that starts reads all the time, and what is fetched beside its reads saves it round trips, if the link has room. So a few such
-//! requests go beside reads from the beginning, one more for each whose bytes came quickly, and half as many after one whose did
-//! not. Over a link that is slow even for a single one, they wait until nobody reads.
+//! requests go beside reads from the beginning, one more for each that was carried quickly, and half as many after one that was
+//! not. Over a link that is slow even with a single one, they wait until nobody reads.
 
 use std::time::Duration;
 
 /// Requests at a time to begin with, and at most.
 const FIRST: usize = 4;
 pub(super) const MOST: usize = 8;
-/// A body that comes with so many bytes per second leaves room for others.
-const QUICK: f64 = (8 << 20) as f64;
+/// Together they bring so many bytes per second over a link that has room for reads beside them.
+const QUICK: f64 = (32 << 20) as f64;
 /// Shorter bodies tell nothing.
 const TELLING: u64 = 256 << 10;
 
@@ -35,12 +35,13 @@ impl Width {
         self.0 == 1
     }
 
-    /// A request's body of so many bytes took so long.
-    pub(super) fn carried(&mut self, bytes: u64, took: Duration) {
+    /// A request's body of so many bytes took so long, while so many such requests were under way.
+    pub(super) fn carried(&mut self, bytes: u64, took: Duration, together: usize) {
         if bytes < TELLING {
             return;
         }
-        self.0 = if bytes as f64 >= took.as_secs_f64() * QUICK {
+        let all = bytes.saturating_mul(together.max(1) as u64);
+        self.0 = if all as f64 >= took.as_secs_f64() * QUICK {
             (self.0 + 1).min(MOST)
         } else {
             (self.0 / 2).max(1)
@@ -55,17 +56,18 @@ mod tests {
     #[test]
     fn it_grows_while_bodies_come_quickly_and_shrinks_when_they_do_not() {
         let mut width = Width::default();
-        let quick = Duration::from_millis(100);
-        (0..9).for_each(|_| width.carried(4 << 20, quick));
+        let (size, quick, slow) = (4 << 20, Duration::from_millis(100), Duration::from_secs(2));
+        (0..9).for_each(|_| width.carried(size, quick, 1));
         assert_eq!(width.get(), MOST);
-        width.carried(1 << 10, Duration::from_secs(1));
+        width.carried(size, quick * 8, 8);
+        assert_eq!(width.get(), MOST, "the others had most of the link");
+        width.carried(1 << 10, slow, 1);
         assert_eq!(width.get(), MOST, "too little to tell");
-        let slow = Duration::from_secs(2);
-        (0..3).for_each(|_| width.carried(4 << 20, slow));
+        (0..3).for_each(|_| width.carried(size, slow, 1));
         assert!(width.is_narrow());
-        width.carried(4 << 20, slow);
+        width.carried(size, slow, 1);
         assert_eq!(width.get(), 1);
-        width.carried(4 << 20, quick);
+        width.carried(size, quick, 1);
         assert!(!width.is_narrow());
     }
 }

@@ -247,6 +247,8 @@ pub struct FaultySource {
     pub requests: Mutex<Vec<Range<u64>>>,
     /// While set, reads wait.
     pub stalled: AtomicBool,
+    /// Reads of the byte at this position wait while it is set.
+    pub held_at: Mutex<Option<u64>>,
     /// Milliseconds until a read is answered.
     pub delay_ms: AtomicU64,
     /// While set, reads fail at once.
@@ -282,7 +284,8 @@ impl FaultySource {
     async fn serve(&self, id: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), SourceError> {
         let error = |kind, detail: &str| Err(SourceError::new(kind, "faulty", detail));
         self.requests.lock().unwrap().push(range.clone());
-        while self.stalled.load(Ordering::SeqCst) {
+        let held = || self.held_at.lock().unwrap().is_some_and(|at| range.contains(&at));
+        while self.stalled.load(Ordering::SeqCst) || held() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
