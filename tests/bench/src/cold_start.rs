@@ -65,8 +65,8 @@ pub fn compare(
     let (image, start) = make(&programs.rafs, directory)?;
     let server = Server::start(&programs.rafs, &directory.join("cold-image"))?;
     let traces = record(&image, &start, programs, &server, directory)?;
-    println!("\n| latency | depth | daemon | seconds | × nydusd's best | × warm | requests | KiB |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("\n| latency | depth | daemon | seconds | × nydusd's best | × warm | cpu ms | requests | KiB |");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for (latency, depth) in [(5, 8), (20, 8), (5, 1), (20, 1)] {
         if only.is_some_and(|only| only != depth) {
             continue;
@@ -139,11 +139,12 @@ fn show(rows: &[Row], latency: u64, depth: usize) {
         };
         let median = |f: fn(&Run) -> f64| median_of(row.runs.iter().flatten().map(f));
         println!(
-            "| {latency} ms | {depth} | {} | {:.3} | {} | {} | {:.0} | {:.0} |",
+            "| {latency} ms | {depth} | {} | {:.3} | {} | {} | {:.0} | {:.0} | {:.0} |",
             row.name,
             median(|run| run.time.as_secs_f64()),
             ratio(&|row| row.kind == Kind::Nydusd),
             ratio(&|row| row.warm),
+            median(|run| run.cpu.as_secs_f64() * 1e3),
             median(|run| run.requests as f64),
             median(|run| run.bytes as f64 / 1024.0),
         );
@@ -234,6 +235,8 @@ struct Row {
 #[derive(Clone, Copy, Debug)]
 struct Run {
     time: Duration,
+    /// Of all threads of the daemon. 0 for many daemons.
+    cpu: Duration,
     requests: u64,
     bytes: u64,
 }
@@ -306,13 +309,16 @@ impl Row {
         }
         let served = Served::start(self.kind, programs)?;
         server.clear()?;
+        let before = served.daemon.cpu_nanoseconds()?;
         let begin = Instant::now();
         served.mount(image, &config)?;
         start.run(&served.guest, depth)?;
         let time = begin.elapsed();
+        let cpu = Duration::from_nanos(served.daemon.cpu_nanoseconds()?.saturating_sub(before));
         let (requests, bytes) = server.traffic()?;
         Ok(Run {
             time,
+            cpu,
             requests,
             bytes,
         })
@@ -387,6 +393,7 @@ fn crowd(
         finished,
         Run {
             time,
+            cpu: Duration::ZERO,
             requests,
             bytes,
         },
