@@ -90,11 +90,6 @@ impl Ledger {
         }
     }
 
-    /// Whether there is any chunk present.
-    pub(crate) fn any_present(&self) -> bool {
-        (0..self.chunks).any(|index| self.present(index) != 0)
-    }
-
     /// Whether chunk `index` is present under `version`. Remembers that it was used.
     pub(crate) fn holds(&self, index: u32, version: u32) -> bool {
         let Some(slot) = self.word(index) else {

@@ -65,6 +65,14 @@ impl Ledger {
         true
     }
 
+    /// Whether there is any chunk present. Of an empty ledger hardly a page is touched.
+    pub(crate) fn any_present(&self) -> bool {
+        (0..self.chunks().div_ceil(BLOCK))
+            .filter(|block| self.is_turned(*block))
+            .flat_map(|block| block * BLOCK..((block + 1) * BLOCK).min(self.chunks()))
+            .any(|index| self.present(index) != 0)
+    }
+
     /// Frees the place of a chunk of an earlier boot.
     fn yields(self: &Arc<Self>, index: u32, word: Word) -> bool {
         self.turn(index, word)
