@@ -11,20 +11,21 @@
 //! which of several equal chunks is stored, always the first. Workers only save themselves the compression of a
 //! chunk that somebody with an earlier ticket has claimed already.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read};
+mod feed;
+mod sequence;
+mod work;
+
 use std::num::NonZero;
-use std::path::Path;
 use std::thread;
 
 use backend::chunk::{Compression, Digester};
-use crossbeam_channel::{Receiver, Sender};
-use parking_lot::Mutex;
 
 use super::Progress;
-use super::codec::{Packer, digest};
 use super::error::BuildError;
 use super::tree::InodeId;
+pub(super) use feed::Feeder;
+use sequence::sequence;
+use work::{Shared, work};
 
 /// Bytes that all slots together should not exceed.
 const MEMORY: usize = 192 << 20;
@@ -107,11 +108,7 @@ pub(super) fn run<T: Send>(
     }
     let (job_sender, jobs) = crossbeam_channel::bounded(slots);
     let (done_sender, done) = crossbeam_channel::bounded(slots);
-    let shared = Shared {
-        settings,
-        claims: Mutex::new(known.map(|key| (key, 0)).collect()),
-        zeros: Mutex::default(),
-    };
+    let shared = Shared::new(settings, known);
 
     thread::scope(|scope| {
         for _ in 0..workers {
@@ -119,15 +116,8 @@ pub(super) fn run<T: Send>(
             scope.spawn(move || work(shared, &jobs, &done));
         }
         drop((jobs, done_sender));
-        let feeder = scope.spawn(move || {
-            feed(&mut Feeder {
-                chunk_size: settings.chunk_size,
-                free,
-                jobs: job_sender,
-                ticket: 0,
-                progress,
-            })
-        });
+        let feeder =
+            scope.spawn(move || feed(&mut Feeder::new(settings.chunk_size, free, job_sender, progress)));
         let sequenced = sequence(done, free_sender, &mut store);
         let fed = match feeder.join() {
             Ok(fed) => fed,
@@ -141,285 +131,11 @@ pub(super) fn run<T: Send>(
     })
 }
 
-/// Takes finished chunks in the order of their tickets. Returns early with an error; dropping the channels ends
-/// the workers and the feeder.
-fn sequence(
-    done: Receiver<Result<Done, BuildError>>,
-    free: Sender<Slot>,
-    store: &mut dyn FnMut(Chunk<'_>) -> Result<(), BuildError>,
-) -> Result<(), BuildError> {
-    let mut early = BTreeMap::new();
-    let mut next = 1;
-    for finished in done {
-        let finished = finished?;
-        early.insert(finished.ticket, finished);
-        while let Some(Done {
-            owner,
-            slot,
-            key,
-            crc32c,
-            stored,
-            ..
-        }) = early.remove(&next)
-        {
-            let stored = match stored {
-                Stored::Elsewhere => None,
-                Stored::Plain => Some((slot.data.as_slice(), false)),
-                Stored::Packed => Some((slot.packed.as_slice(), true)),
-            };
-            store(Chunk {
-                owner,
-                key,
-                crc32c,
-                stored,
-            })?;
-            next += 1;
-            // Nobody takes it when the feeder is through.
-            let _ = free.send(slot);
-        }
-    }
-    Ok(())
-}
-
-struct Shared {
-    settings: Settings,
-    /// Lowest ticket that was seen with a key.
-    claims: Mutex<HashMap<Key, u64>>,
-    /// Digest and CRC of runs of zeros, by length.
-    zeros: Mutex<HashMap<u32, ([u8; 32], u32)>>,
-}
-
-impl Shared {
-    /// Whether the holder of `ticket` has to provide the bytes for `key`.
-    fn claim(&self, key: Key, ticket: u64) -> bool {
-        let mut claims = self.claims.lock();
-        let first = claims.entry(key).or_insert(ticket);
-        if *first < ticket {
-            return false;
-        }
-        *first = ticket;
-        true
-    }
-}
-
-fn work(shared: &Shared, jobs: &Receiver<Job>, done: &Sender<Result<Done, BuildError>>) {
-    let mut packer = match Packer::new(shared.settings.compression, shared.settings.level) {
-        Ok(packer) => packer,
-        Err(e) => {
-            let _ = done.send(Err(e));
-            return;
-        }
-    };
-    for job in jobs {
-        if done.send(process(shared, &mut packer, job)).is_err() {
-            return; // given up
-        }
-    }
-}
-
-fn process(shared: &Shared, packer: &mut Packer, job: Job) -> Result<Done, BuildError> {
-    let Job {
-        ticket,
-        owner,
-        mut slot,
-        zeros,
-    } = job;
-    let fill = |slot: &mut Slot, size: u32| {
-        slot.data.clear();
-        slot.data.resize(size as usize, 0);
-    };
-    let sum = |data: &[u8]| (digest(shared.settings.digester, data), crc32c::crc32c(data));
-    let (size, (digest, crc32c)) = match zeros {
-        Some(size) => {
-            let known = shared.zeros.lock().get(&size).copied();
-            let sums = known.unwrap_or_else(|| {
-                fill(&mut slot, size);
-                let sums = sum(&slot.data);
-                shared.zeros.lock().insert(size, sums);
-                sums
-            });
-            (size, sums)
-        }
-        None => (slot.data.len() as u32, sum(&slot.data)),
-    };
-    let key = (digest, size);
-    let stored = if !shared.claim(key, ticket) {
-        Stored::Elsewhere
-    } else {
-        if zeros.is_some() {
-            fill(&mut slot, size);
-        }
-        if packer.pack(&slot.data, &mut slot.packed)? {
-            Stored::Packed
-        } else {
-            Stored::Plain
-        }
-    };
-    Ok(Done {
-        ticket,
-        owner,
-        slot,
-        key,
-        crc32c,
-        stored,
-    })
-}
-
-/// The entrance of the pipeline.
-pub(super) struct Feeder<'p> {
-    chunk_size: u32,
-    free: Receiver<Slot>,
-    jobs: Sender<Job>,
-    ticket: u64,
-    progress: &'p dyn Progress,
-}
-
-impl Feeder<'_> {
-    /// Cuts `size` bytes of `data` into the chunks of file `owner`. `path` is for messages.
-    pub(super) fn stream(
-        &mut self,
-        owner: InodeId,
-        size: u64,
-        path: &Path,
-        data: &mut dyn Read,
-    ) -> Result<(), BuildError> {
-        let mut left = size;
-        while left > 0 {
-            let want = left.min(u64::from(self.chunk_size)) as u32;
-            self.chunk(
-                owner,
-                want,
-                |buffer| read_full(data, buffer).map_err(BuildError::io("read", path)),
-                path,
-            )?;
-            left -= u64::from(want);
-        }
-        Ok(())
-    }
-
-    /// The same for an open file of the host; chunks that lie in a hole are not read.
-    pub(super) fn file(
-        &mut self,
-        owner: InodeId,
-        size: u64,
-        path: &Path,
-        file: &std::fs::File,
-    ) -> Result<(), BuildError> {
-        use rustix::fs::{SeekFrom, seek};
-        // Everything before this offset is known to be data.
-        let mut hole_search_from = 0;
-        // The hole found last.
-        let mut hole = 0..0;
-        let mut offset = 0;
-        while offset < size {
-            let want = (size - offset).min(u64::from(self.chunk_size)) as u32;
-            let end = offset + u64::from(want);
-            // One chunk is read faster than asked about.
-            if size > u64::from(self.chunk_size) && offset >= hole_search_from {
-                let data = match seek(file, SeekFrom::Data(offset)) {
-                    Ok(data) => data,
-                    Err(rustix::io::Errno::NXIO) => size,
-                    Err(_) => offset, // the file system cannot tell
-                };
-                hole = offset..data;
-                hole_search_from = match seek(file, SeekFrom::Hole(data.min(size.saturating_sub(1)))) {
-                    Ok(next) if data < size => next.max(end),
-                    _ => end.max(data),
-                };
-            }
-            if hole.start <= offset && end <= hole.end {
-                self.zeros(owner, want)?;
-            } else {
-                self.chunk(
-                    owner,
-                    want,
-                    |buffer| read_full_at(file, buffer, offset, path),
-                    path,
-                )?;
-            }
-            offset = end;
-        }
-        Ok(())
-    }
-
-    fn chunk(
-        &mut self,
-        owner: InodeId,
-        size: u32,
-        read: impl FnOnce(&mut [u8]) -> Result<usize, BuildError>,
-        path: &Path,
-    ) -> Result<(), BuildError> {
-        let mut slot = self.slot()?;
-        slot.data.resize(size as usize, 0);
-        let got = read(&mut slot.data)?;
-        if got != size as usize {
-            return Err(BuildError::Changed {
-                path: path.to_path_buf(),
-                reason: format!("it ends {} bytes before its size", size as usize - got),
-            });
-        }
-        self.send(owner, slot, None, size)
-    }
-
-    fn zeros(&mut self, owner: InodeId, size: u32) -> Result<(), BuildError> {
-        let slot = self.slot()?;
-        self.send(owner, slot, Some(size), size)
-    }
-
-    fn slot(&self) -> Result<Slot, BuildError> {
-        self.free.recv().map_err(|_| BuildError::GivenUp)
-    }
-
-    fn send(&mut self, owner: InodeId, slot: Slot, zeros: Option<u32>, size: u32) -> Result<(), BuildError> {
-        self.ticket += 1;
-        self.jobs
-            .send(Job {
-                ticket: self.ticket,
-                owner,
-                slot,
-                zeros,
-            })
-            .map_err(|_| BuildError::GivenUp)?;
-        self.progress.read(u64::from(size));
-        Ok(())
-    }
-}
-
-/// Reads until `buffer` is full or the data end; the number of bytes read.
-fn read_full(data: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut got = 0;
-    while let Some(rest) = buffer.get_mut(got..).filter(|rest| !rest.is_empty()) {
-        match data.read(rest) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(got)
-}
-
-fn read_full_at(
-    file: &std::fs::File,
-    buffer: &mut [u8],
-    offset: u64,
-    path: &Path,
-) -> Result<usize, BuildError> {
-    use std::os::unix::fs::FileExt;
-    let mut got = 0;
-    while let Some(rest) = buffer.get_mut(got..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + got as u64) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(BuildError::io("read", path)(e)),
-        }
-    }
-    Ok(got)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+
     use super::*;
 
     fn settings(threads: usize) -> Settings {
