@@ -37,8 +37,17 @@ pub use instance::Instances;
 use instance::Kind;
 use table::{Mounted, MountedImage, Table};
 
-/// Ends the daemon.
-pub type Stop = tokio::sync::mpsc::UnboundedSender<()>;
+/// What the API leaves to the daemon's main thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// End the daemon.
+    Stop,
+    /// Something was mounted: what only that needed can be given back.
+    Mounted,
+}
+
+/// Calls the main thread.
+pub type Caller = tokio::sync::mpsc::UnboundedSender<Call>;
 
 /// What the API acts on.
 pub struct DaemonControl {
@@ -48,7 +57,7 @@ pub struct DaemonControl {
     state: AtomicU8,
     identity: Identity,
     log: Log,
-    stop: Stop,
+    main: Caller,
     /// Known when the device runs.
     requests: OnceLock<Requests>,
     started: Instant,
@@ -67,7 +76,13 @@ pub struct Identity {
 
 impl DaemonControl {
     /// A daemon that composes itself ([`State::Init`]) and has no mounts.
-    pub fn new(mounts: Arc<Mounts>, instances: Instances, identity: Identity, log: Log, stop: Stop) -> Self {
+    pub fn new(
+        mounts: Arc<Mounts>,
+        instances: Instances,
+        identity: Identity,
+        log: Log,
+        main: Caller,
+    ) -> Self {
         Self {
             mounts,
             instances,
@@ -75,7 +90,7 @@ impl DaemonControl {
             state: AtomicU8::new(State::Init as u8),
             identity,
             log,
-            stop,
+            main,
             requests: OnceLock::new(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -247,7 +262,9 @@ impl Control for DaemonControl {
                 self.mount_image(mountpoint, &request.source, config, prefetch_files)
             }
         }
-        .inspect_err(|error| tracing::warn!("mount at {mountpoint} refused: {error}"))
+        .inspect_err(|error| tracing::warn!("mount at {mountpoint} refused: {error}"))?;
+        let _ = self.main.send(Call::Mounted);
+        Ok(())
     }
 
     fn remount(&self, mountpoint: &str, request: MountRequest) -> Result<(), ControlError> {
@@ -292,7 +309,7 @@ impl Control for DaemonControl {
 
     fn exit(&self) -> Result<(), ControlError> {
         // Nobody listens any more: the daemon ends already.
-        let _ = self.stop.send(());
+        let _ = self.main.send(Call::Stop);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! queue of its socket. The API says RUNNING when the device listens; it does not wait for a front-end, because
 //! runtimes mount before they start one.
 
+mod footprint;
 mod inherited;
 mod service;
 mod socket;
@@ -23,13 +24,14 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::cli::{Cli, VirtioFs};
 use crate::config::{self, HostConfig};
-use crate::control::{DaemonControl, Identity, Instances};
+use crate::control::{Call, DaemonControl, Identity, Instances};
 use crate::error::Error;
 use crate::fuse_dev::{FuseMount, MAX_LANES, PrivateSocket};
 use crate::logging::{Log, LogFile};
 use crate::mounts::Mounts;
 use crate::sandbox::{Notice, Role, Sandbox, Settings};
 use crate::virtio::{Device, DeviceOptions};
+use footprint::Footprint;
 use socket::Socket;
 
 /// How long the parts may take to stop.
@@ -44,6 +46,7 @@ const SPARE_FILES: u64 = 16_384;
 ///
 /// The daemon could not start; then it has left nothing behind.
 pub fn run(cli: Cli) -> Result<(), Error> {
+    footprint::share_heaps();
     let listeners = Listeners::open(&cli)?;
     let log_file = open_log_file(&cli)?;
     let limit = raise_file_limit(cli.process.rlimit_nofile);
@@ -102,7 +105,7 @@ fn serve(cli: &Cli, log: &Log, sandbox: &Sandbox, listeners: Listeners) -> Resul
     let _guard = runtime.enter();
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed("SIGTERM", &error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed("SIGINT", &error))?;
-    let (stop, mut stopped) = unbounded_channel();
+    let (caller, mut calls) = unbounded_channel();
 
     warn_of_options_without_effect(cli);
     let mounts = Arc::new(Mounts::new());
@@ -120,7 +123,7 @@ fn serve(cli: &Cli, log: &Log, sandbox: &Sandbox, listeners: Listeners) -> Resul
         instances,
         identity,
         log.clone(),
-        stop,
+        caller,
     ));
     mount_at_start(&control, &cli.virtiofs)?;
 
@@ -181,13 +184,20 @@ fn serve(cli: &Cli, log: &Log, sandbox: &Sandbox, listeners: Listeners) -> Resul
         // virtiofsd says the same, and there are runtimes that wait for it.
         tracing::info!("Waiting for vhost-user socket connection...");
     }
+    let footprint = Footprint::of_process();
     sandbox.enter(Role::Main);
 
+    footprint.shrink();
     let reason = runtime.block_on(async {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            _ = stopped.recv() => "a request",
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                call = calls.recv() => match call {
+                    Some(Call::Mounted) => footprint.shrink(),
+                    Some(Call::Stop) | None => break "a request",
+                },
+            }
         }
     });
     tracing::info!("stopping because of {reason}");
