@@ -12,12 +12,17 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use backend::config::DirConfig;
-use backend::store::{CacheConfig, SourceConfig, Store, StoreOptions};
+use backend::error::SourceError;
+use backend::source::dir::Dir;
+use backend::source::{Sink, Source};
+use backend::store::{CacheConfig, Store, StoreOptions};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use fuse_backend_rs::api::filesystem::{
@@ -178,10 +183,32 @@ pub struct Mount {
     pub place: Arc<Place>,
 }
 
+/// A directory of blobs that is asked once: what it does not have now it will not have after a pause.
+struct Once(Dir);
+
+impl Source for Once {
+    fn host(&self) -> &str {
+        self.0.host()
+    }
+
+    fn read<'a>(
+        &'a self,
+        blob_id: &'a str,
+        range: Range<u64>,
+        sink: Sink<'a>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send + 'a>> {
+        self.0.read(blob_id, range, sink)
+    }
+
+    fn retry_limit(&self) -> u32 {
+        0
+    }
+}
+
 /// A store, its cache directory, and the directory of blobs that it reads from.
 pub struct Place {
     pub store: Store,
-    pub source: SourceConfig,
+    source: Arc<dyn Source>,
     pub cache: tempfile::TempDir,
 }
 
@@ -192,25 +219,30 @@ impl Place {
             ..StoreOptions::default()
         })
         .unwrap();
-        let source = SourceConfig::Dir(DirConfig {
+        let dir = Dir::new(DirConfig {
             dir: Some(blobs.to_owned()),
             ..DirConfig::default()
         });
         Arc::new(Self {
             store,
-            source,
+            source: Arc::new(Once(dir.unwrap())),
             cache: tempfile::tempdir().unwrap(),
         })
     }
 
     pub fn mount(self: &Arc<Self>, image: &Path) -> Result<Mount, String> {
-        let config = CacheConfig::new(self.cache.path());
+        self.mount_with_cache(image, self.cache.path())
+    }
+
+    /// With a cache in another directory than the place's own.
+    pub fn mount_with_cache(self: &Arc<Self>, image: &Path, cache: &Path) -> Result<Mount, String> {
+        let config = CacheConfig::new(cache);
         let options = Options {
             xattr: true,
             validate: false,
         };
         let fs = RafsFs::open(image, options, &mut |blob| {
-            self.store.open_blob(blob, &self.source, &config)
+            self.store.open_blob_from(blob, Arc::clone(&self.source), &config)
         })
         .map_err(|error| chain(&error))?;
         Ok(Mount {
