@@ -112,9 +112,23 @@ fn names_can_be_refused() {
     let share = share(rules.parse().unwrap());
     let (inode, _) = share.create(ROOT, c"file");
     let set = |name: &CStr| share.fs.setxattr(&root(), inode, name, b"x", 0);
-    assert_eq!(code(set(c"system.posix_acl_access")), libc::EOPNOTSUPP);
-    assert_eq!(code(set(c"trusted.x")), libc::EPERM);
+    let get = |name: &CStr| share.fs.getxattr(&root(), inode, name, 9);
+    let remove = |name: &CStr| share.fs.removexattr(&root(), inode, name);
+    for (name, refusal) in [
+        (c"system.posix_acl_access", libc::EOPNOTSUPP),
+        (c"trusted.x", libc::EPERM),
+    ] {
+        assert_eq!(code(set(name)), refusal, "set {name:?}");
+        assert_eq!(code(get(name)), refusal, "get {name:?}");
+        assert_eq!(code(remove(name)), refusal, "remove {name:?}");
+    }
     set(c"user.x").unwrap();
+    if privileged("the list of names_can_be_refused") {
+        let none = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(share.path("file"), c"trusted.x", b"of the host", none).unwrap();
+    }
+    assert_eq!(names(&share, inode), ["user.x"]);
+    remove(c"user.x").unwrap();
 }
 
 #[test]
