@@ -68,7 +68,7 @@ def as_user(user, group, change, path):
 with open("source", "wb") as file:
     file.write(b"abcdef")
 for who, user, group in (("root", 0, 0), ("another", 1000, 1000), ("owner", 1001, 1001)):
-    for mode in (0o6777, 0o2777, 0o4666):
+    for mode in (0o6777, 0o4666):
         for name, change in (CHANGES | (OWNERS if who != "another" else {})).items():
             with open("file", "wb") as file:
                 file.write(b"content")
