@@ -34,9 +34,11 @@ const SMALL_OPERATIONS: &str = "
 max = 16384
 ";
 
-/// All that fsx can do, its defaults being the five oldest operations.
+/// All that fsx can do, its defaults being the five oldest operations. Of one byte at least: an allocation of none is
+/// EINVAL, which fsx takes for a file system that cannot allocate.
 const ALL_OPERATIONS: &str = "
 [opsize]
+min = 1
 max = 16384
 [weights]
 close_open = 1
