@@ -14,7 +14,7 @@
 
 pub mod ranges;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -152,11 +152,11 @@ impl Records {
         after.len() <= node.held.len()
     }
 
-    /// Adds the owners who hold what `request` waits for to `list`.
-    fn in_the_way_of(&self, request: &LockRequest, list: &mut Vec<u64>) {
+    /// Adds the owners who hold what `request` waits for to `holders`.
+    fn in_the_way_of(&self, request: &LockRequest, holders: &mut BTreeSet<u64>) {
         if let Some(node) = self.nodes.get(&request.inode) {
             let held = node.held.in_the_way_of(request.held());
-            list.extend(held.map(|held| held.owner));
+            holders.extend(held.map(|held| held.owner));
         }
     }
 
@@ -165,13 +165,13 @@ impl Records {
         if request.is_flock() {
             return false;
         }
-        let mut holders = Vec::new();
+        let mut holders = BTreeSet::new();
         self.in_the_way_of(request, &mut holders);
-        is_circular(request.owner, holders, |owner, list| {
+        is_circular(request.owner, holders, |owner, holders| {
             let of_owner = |waiter: &&Waiter| waiter.request.owner == owner && !waiter.request.is_flock();
             let waits = waiting.iter().filter(of_owner);
             waits
-                .map(|waiter| self.in_the_way_of(&waiter.request, list))
+                .map(|waiter| self.in_the_way_of(&waiter.request, holders))
                 .count()
         })
     }

@@ -6,7 +6,7 @@
 //! owner on the file, RELEASE those that were made through the handle. A flock lock belongs to an owner, too, who
 //! stands for an open file. Owners of record locks that would wait for each other are told of the deadlock.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -154,10 +154,10 @@ impl State {
         }
     }
 
-    /// Adds the owners who hold what `wanted` waits for to `list`.
-    fn in_the_way_of(&self, wanted: &Wanted, list: &mut Vec<u64>) {
+    /// Adds the owners who hold what `wanted` waits for to `holders`.
+    fn in_the_way_of(&self, wanted: &Wanted, holders: &mut BTreeSet<u64>) {
         if let (Some(file), Ok((lock, _))) = (self.files.get(&wanted.nodeid), parse(wanted)) {
-            list.extend(file.ranges.in_the_way_of(lock).map(|held| held.owner));
+            holders.extend(file.ranges.in_the_way_of(lock).map(|held| held.owner));
         }
     }
 
@@ -166,12 +166,12 @@ impl State {
         if wanted.flock {
             return false;
         }
-        let mut holders = Vec::new();
+        let mut holders = BTreeSet::new();
         self.in_the_way_of(wanted, &mut holders);
-        is_circular(wanted.owner, holders, |owner, list| {
+        is_circular(wanted.owner, holders, |owner, holders| {
             let all = self.waiting.iter().map(|waiter| &waiter.wanted);
             let of_owner = all.filter(|wanted| wanted.owner == owner && !wanted.flock);
-            of_owner.map(|wanted| self.in_the_way_of(wanted, list)).count()
+            of_owner.map(|wanted| self.in_the_way_of(wanted, holders)).count()
         })
     }
 

@@ -1,6 +1,6 @@
 //! Record locks of one file in memory: who holds what, what is in whose way, and who waits in a circle.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Waits that are followed in search of a circle; a guest that makes longer ones waits on.
 const STEPS: usize = 256;
@@ -130,14 +130,15 @@ impl RangeLocks {
 }
 
 /// Whether a wait of `owner` for `holders` would never end: one of them waits for a lock of `owner`, directly or by way
-/// of others. `waited_for` adds whom an owner waits for to a list, and tells how many of its requests wait.
+/// of others. `waited_for` adds whom an owner waits for to a set, and tells how many of its requests wait. A set, because an
+/// owner may be in the way many times over.
 pub fn is_circular(
     owner: u64,
-    holders: Vec<u64>,
-    mut waited_for: impl FnMut(u64, &mut Vec<u64>) -> usize,
+    holders: BTreeSet<u64>,
+    mut waited_for: impl FnMut(u64, &mut BTreeSet<u64>) -> usize,
 ) -> bool {
     let (mut left, mut seen, mut steps) = (holders, HashSet::new(), 0);
-    while let Some(holder) = left.pop() {
+    while let Some(holder) = left.pop_first() {
         if holder == owner {
             return true;
         }
@@ -202,18 +203,18 @@ mod tests {
     #[test]
     fn circles_are_found_and_long_ways_given_up() {
         let chain = |length: u64| {
-            move |owner: u64, left: &mut Vec<u64>| {
-                left.push((owner + 1) % length);
+            move |owner: u64, left: &mut BTreeSet<u64>| {
+                left.insert((owner + 1) % length);
                 1
             }
         };
-        assert!(is_circular(0, vec![1], chain(2)));
-        assert!(is_circular(0, vec![1], chain(100)));
-        assert!(!is_circular(0, vec![1], chain(10_000)));
-        assert!(!is_circular(0, vec![1, 2], |_, _| 0));
+        assert!(is_circular(0, [1].into(), chain(2)));
+        assert!(is_circular(0, [1].into(), chain(100)));
+        assert!(!is_circular(0, [1].into(), chain(10_000)));
+        assert!(!is_circular(0, [1, 2].into(), |_, _| 0));
         // Others may wait for each other; that is not this one's concern.
-        assert!(!is_circular(0, vec![1], |owner, left| {
-            left.push(3 - owner);
+        assert!(!is_circular(0, [1].into(), |owner, left| {
+            left.insert(3 - owner);
             1
         }));
     }
