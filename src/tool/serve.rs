@@ -16,17 +16,19 @@
 //! * `catalog`: digests to files.
 //! * `auth`: who may ask.
 //! * `fault`: what goes wrong.
-//! * `answer`: ranges and bodies.
+//! * `answer`: what becomes of a request. `range`: what of a body it asks for. `body`: where that comes from, and how it is sent.
 //! * `record`: the account of what was asked.
 //! * `find`: what is asked for. `pull`: what the directories lack, from an upstream. `manifest`: manifests and names.
 
 mod answer;
 mod auth;
+mod body;
 mod catalog;
 mod fault;
 mod find;
 mod manifest;
 mod pull;
+mod range;
 mod record;
 mod tls;
 

@@ -271,8 +271,9 @@ impl Blob {
                 .map(|(chunk, _)| chunk.index)
                 .max();
             if let (Some(first), Some(last)) = (first, last) {
-                let waiting = self.shared.origin.waiting();
-                let window = self.shared.ahead.window(range.start, amplify, waiting);
+                let origin = &self.shared.origin;
+                let (waiting, lists) = (origin.waiting(), origin.source.ranges_per_request() > 1);
+                let window = self.shared.ahead.window(range.start, amplify, waiting, lists);
                 let before = (0..first).rev();
                 let behind = last.saturating_add(1)..self.description.chunk_count;
                 self.extend_one(&mut members, &mut range, before, window / 4, ticket);

@@ -4,24 +4,15 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 
 use super::State;
 use super::answer::{broken, refuse};
+use super::body::Content;
 use super::manifest;
 use super::pull::{Kind, PullError};
-
-/// Where a body is taken from.
-#[derive(Clone)]
-pub(super) enum Content {
-    /// A blob.
-    File(Arc<File>),
-    /// A manifest; or ranges of a blob with heads between them, put together before.
-    Bytes(Bytes),
-}
 
 /// What was asked for.
 pub(super) struct Found {
