@@ -8,6 +8,7 @@
 //! * `manual`: shell completions and man pages of both programs.
 //! * `overlay`: the mount helper of containerd.
 //! * [`serve`]: image directories as a read-only OCI registry, with faults on demand.
+//! * [`trace`]: what a container reads when it starts, recorded.
 //! * [`unpack`]: an image becomes a directory or a tar again.
 //! * `blobs`: chunks from a directory of blobs, verified.
 //! * `progress`: a bar on a terminal, nothing elsewhere.
@@ -24,11 +25,14 @@ mod manual;
 mod overlay;
 mod progress;
 pub mod serve;
+pub mod trace;
 pub mod unpack;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Builds, shows and serves RAFS images.
 #[derive(Debug, Parser)]
@@ -53,6 +57,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Look after a cache directory: list, make room, verify.
     Cache(cache::Arguments),
+    /// Record which chunks of a mounted image are read first, for later mounts to fetch them beforehand.
+    Trace(trace::Arguments),
     /// Ask a running daemon: mounts, requests that wait, latencies, counters.
     Ctl(ctl::Arguments),
     /// Mount an overlay as containerd asks a mount helper to (installed as nydus-overlayfs).
@@ -73,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Unpack(arguments) => unpack::run(&arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Cache(arguments) => cache::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::Ctl(arguments) => ctl::run(&arguments),
         Command::MountOverlay(arguments) => overlay::run(&arguments),
         Command::Completions(arguments) => manual::completions(&arguments),
@@ -100,6 +107,17 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Ends when SIGTERM or SIGINT comes, which from now on do not end the process. To be called in a runtime.
+fn interrupted() -> io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// Bytes for people: three digits and a binary unit.

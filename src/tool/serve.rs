@@ -53,7 +53,7 @@ pub use fault::Fault;
 pub use record::Request;
 pub use tls::Identity;
 
-use super::BoxError;
+use super::{BoxError, interrupted};
 use auth::Gate;
 use catalog::Catalog;
 use fault::Dice;
@@ -328,16 +328,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
     let Some(runtime) = server.runtime.take() else {
         return Ok(ExitCode::SUCCESS);
     };
-    runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok::<(), io::Error>(())
-    })?;
+    let end = {
+        let _entered = runtime.enter();
+        interrupted()?
+    };
+    runtime.block_on(end);
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }

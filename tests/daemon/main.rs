@@ -20,6 +20,7 @@ mod operate;
 mod peers;
 mod process;
 mod quota;
+mod recording;
 mod sandbox;
 mod service;
 mod settings;
