@@ -133,6 +133,10 @@ bench: packages-build peers ## Measure rafsd against virtiofsd and nydusd (docs/
 	$(CARGO) build --release --bins --package rafsd --package rafsd-bench
 	$(RELEASE)/rafsd-bench --peers $(PEERS)
 
+.PHONY: bench-start
+bench-start: packages-build packages-guest ## Measure starts in a guest: cold, with a recorded trace, warm (docs/performance.md)
+	$(CARGO) test --release --package rafsd --test guest_start -- --ignored --nocapture
+
 .PHONY: install
 install: build ## Install rafsd and rafs, man pages and completions below PREFIX (/usr/local)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/rafsd $(RELEASE)/rafs
