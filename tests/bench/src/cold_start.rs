@@ -138,15 +138,18 @@ fn show(rows: &[Row], latency: u64, depth: usize) {
             }
         };
         let median = |f: fn(&Run) -> f64| median_of(row.runs.iter().flatten().map(f));
+        let most = |f: fn(&Run) -> u64| row.runs.iter().flatten().map(f).max().unwrap_or(0);
         println!(
-            "| {latency} ms | {depth} | {} | {:.3} | {} | {} | {:.0} | {:.0} | {:.0} |",
+            "| {latency} ms | {depth} | {} | {:.3} | {} | {} | {:.0} | {:.0} (most {}) | {:.0} (most {}) |",
             row.name,
             median(|run| run.time.as_secs_f64()),
             ratio(&|row| row.kind == Kind::Nydusd),
             ratio(&|row| row.warm),
             median(|run| run.cpu.as_secs_f64() * 1e3),
             median(|run| run.requests as f64),
+            most(|run| run.requests),
             median(|run| run.bytes as f64 / 1024.0),
+            most(|run| run.bytes >> 10),
         );
     }
 }
