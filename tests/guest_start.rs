@@ -158,6 +158,8 @@ fn a_recorded_start_is_replayed_in_few_requests_and_no_byte_too_many() {
     );
     let cache = site.cache("replayed");
     copy_traces(&recorded, &cache);
+    // A source that nothing is known of: nobody asks it a second time because of an answer that is late.
+    let registry = site.registry(20);
     let config = config::of_registry(registry.address(), &cache);
     let replayed = site.start(&registry, &config, false);
     let warm = site.start(&registry, &config, false);
