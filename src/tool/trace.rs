@@ -78,6 +78,13 @@ struct Output<'a> {
 
 impl<'a> Output<'a> {
     fn new(path: &'a Path) -> Result<Self, String> {
+        // A rename would put a file in the place of a terminal, a pipe or /dev/null.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(format!(
+                "cannot write {}: it is not a regular file",
+                path.display()
+            ));
+        }
         let temporary = path.with_added_extension(format!("new.{}", std::process::id()));
         let file = File::create_new(&temporary)
             .map_err(|error| format!("cannot write {}: {error}", temporary.display()))?;

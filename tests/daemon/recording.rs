@@ -103,6 +103,17 @@ fn what_can_not_be_recorded_is_refused_before_it_begins() {
         said.starts_with(&format!("rafs: cannot write {}", nowhere.display())),
         "{said}"
     );
+    for special in [directory.path(), Path::new("/dev/null")] {
+        let (status, said) = Recording::start(&scene, "/m", special, &[]).end();
+        assert_eq!(status.code(), Some(1));
+        assert_eq!(
+            said,
+            format!(
+                "rafs: cannot write {}: it is not a regular file\n",
+                special.display()
+            )
+        );
+    }
     let trace = scene.get("/api/rafsd/v1/trace?mountpoint=/m");
     assert_eq!(trace["recording"], false, "{trace}");
     assert_eq!(directory.path().read_dir().unwrap().count(), 0);
